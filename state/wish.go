@@ -1,0 +1,135 @@
+package state
+
+import (
+	"net/netip"
+	"time"
+)
+
+// Wish is what a person, a script or Docker asks of this host. It is kept on this host's disk and
+// survives everything.
+type Wish interface{ wish() }
+
+// Create wishes for a network.
+type Create struct {
+	Name      string
+	Subnet    netip.Prefix // invalid: one is chosen that overlaps nothing any node knows
+	Gateway   netip.Addr   // invalid: the first address
+	NoGateway bool
+	Internal  bool
+	BlockBits uint8
+	MTU       uint32
+	Reserve   []Range
+	Labels    []Label
+	Force     bool
+}
+
+// Remove wishes a network away.
+type Remove struct {
+	Network NetworkID
+	Force   bool
+}
+
+// Attach wishes a container onto a network. It is what an attachment is on this host: the endpoint
+// record that others see is derived from it.
+type Attach struct {
+	ID        EndpointID // zero: minted; twice the same container and network is the same endpoint
+	Network   NetworkID
+	Container string // the name people know it by
+	Source    Source
+	Addr      netip.Addr // invalid: any
+	MAC       MAC        // zero: from the address
+	IfName    string     // empty: the first free ethN
+	Names     []string
+	// NoDefaultRoute leaves the container's default route alone.
+	NoDefaultRoute bool
+}
+
+// Detach wishes an attachment away.
+type Detach struct{ ID EndpointID }
+
+// Report says that a container's sandbox went (Down) or came back.
+type Report struct {
+	ID   EndpointID
+	Down bool
+}
+
+func (Create) wish() {}
+func (Remove) wish() {}
+func (Attach) wish() {}
+func (Detach) wish() {}
+func (Report) wish() {}
+
+// SourceKind tells how a container's network namespace is found again.
+type SourceKind uint8
+
+const (
+	// SourceDocker: by container id.
+	SourceDocker SourceKind = iota + 1
+	// SourcePath: by a path that names the namespace.
+	SourcePath
+	// SourceProcess: by a process id and its start time.
+	SourceProcess
+)
+
+// Source is where a container's network namespace comes from. Inode keeps a recycled path or pid
+// from being taken for the one that was meant; for Docker it is asked anew at each start.
+type Source struct {
+	Kind    SourceKind
+	Docker  string // container id, 64 hexadecimal digits
+	Path    string
+	PID     uint32
+	Started uint64 // clock ticks since boot, field 22 of /proc/PID/stat
+	Inode   uint64 // of the namespace, for SourcePath and SourceProcess
+}
+
+// Outcome is what became of a wish.
+type Outcome struct {
+	Network  NetworkID
+	Endpoint EndpointID
+	Addr     netip.Addr
+	// Version is the first view that holds it.
+	Version uint64
+	// Again: it was so already.
+	Again bool
+}
+
+// Liveness is what the failure detector holds of a peer.
+type Liveness uint8
+
+const (
+	// Alive answers.
+	Alive Liveness = iota
+	// Suspect has not answered a probe.
+	Suspect
+	// Dead has not refuted its suspicion.
+	Dead
+	// Left said so itself.
+	Left
+)
+
+// String returns alive, suspect, dead or left.
+func (l Liveness) String() string {
+	return [...]string{"alive", "suspect", "dead", "left"}[l&3]
+}
+
+// Peer is a member of the mesh as this node sees it now. It never enters a plan.
+type Peer struct {
+	ID      NodeID
+	Name    string
+	Addr    netip.Addr
+	State   Liveness
+	RTT     time.Duration // zero: not measured
+	Version string
+	Since   time.Time // of State
+	Self    bool
+}
+
+// Agreement is what all members said when asked for their digest.
+type Agreement struct {
+	Digest   [16]byte
+	Alive    int // members that are alive, this one included
+	Known    int // nodes that the state names, alive or not
+	Agreeing int // alive members with this digest, this one included
+	Differ   []NodeID
+	Silent   []NodeID
+}
