@@ -1,0 +1,147 @@
+package flow
+
+import (
+	"net/netip"
+	"slices"
+
+	"meshnet/plan"
+	"meshnet/state"
+)
+
+// Priorities within a table.
+const (
+	prioDeny  uint16 = 110 // exceptions from what follows
+	prioExact uint16 = 100
+	prioGroup uint16 = 90 // multicast and broadcast
+	prioMiss  uint16 = 0
+)
+
+// Base returns the flows that do not belong to a network, in canonical order: table misses and
+// tunnel classification.
+func Base(h *plan.Host) []Flow {
+	var fs []Flow
+	add := func(table uint8, prio uint16, m Match, as ...Action) {
+		fs = append(fs, Flow{Table: table, Priority: prio, Cookie: BaseCookie, Match: m, Actions: as})
+	}
+	// Drops are written out although a miss drops anyway: they count.
+	add(TableClassify, prioMiss, Match{})
+	add(TableGuard, prioMiss, Match{})
+	add(TableARP, prioMiss, Match{})
+	add(TableRemote, prioMiss, Match{}, Goto{TableLocal})
+	add(TableLocal, prioMiss, Match{})
+	for _, t := range h.Tunnels {
+		add(TableClassify, prioExact, Match{InPort: t.OFPort},
+			Move{FieldTunID, FieldMetadata}, Goto{TableLocal})
+	}
+	slices.SortFunc(fs, Compare)
+	return fs
+}
+
+// Compile returns the flows of one network on a host in canonical order. Of h only the transport
+// counts: a network that is the same pointer in two plans of one transport has the same flows.
+func Compile(n *plan.Network, h *plan.Host) []Flow {
+	c := compiler{
+		net: n, cookie: Cookie(n.ID), vni: uint64(n.VNI),
+		device: h.Transport == state.KernelVXLAN,
+	}
+	if c.device {
+		c.add(TableClassify, prioExact, Match{InPort: n.Device.OFPort},
+			SetField{FieldMetadata, c.vni}, Goto{TableLocal})
+	}
+	for _, p := range n.Ports {
+		c.guard(p)
+		c.answer(p.Addr, p.MAC)
+		c.add(TableLocal, prioExact, c.to(ExactMAC(p.MAC)), Output{p.OFPort})
+	}
+	for _, r := range n.Remotes {
+		c.answer(r.Addr, r.MAC)
+		c.add(TableRemote, prioExact, c.to(ExactMAC(r.MAC)), c.tunnels(r.OFPort)...)
+	}
+	c.groups()
+	slices.SortFunc(c.flows, Compare)
+	return c.flows
+}
+
+// compiler collects the flows of one network.
+type compiler struct {
+	net    *plan.Network
+	cookie uint64
+	vni    uint64
+	device bool // peers are behind the network's VXLAN device, not behind tunnels
+	flows  []Flow
+}
+
+func (c *compiler) add(table uint8, prio uint16, m Match, as ...Action) {
+	c.flows = append(c.flows, Flow{Table: table, Priority: prio, Cookie: c.cookie, Match: m, Actions: as})
+}
+
+// to matches the frames of this network to a MAC.
+func (c *compiler) to(dst Masked[state.MAC]) Match {
+	return Match{Metadata: Exact64(c.vni), EthDst: dst}
+}
+
+// guard lets a container send what is its own, and nothing else.
+func (c *compiler) guard(p plan.Port) {
+	c.add(TableClassify, prioExact, Match{InPort: p.OFPort},
+		SetField{FieldMetadata, c.vni}, Goto{TableGuard})
+	arp := Match{InPort: p.OFPort, EthType: EthTypeARP}
+	// Who asks for its own address looks for a duplicate or wants to be heard; neither is needed
+	// where the plan knows every address, and an answer would look like a duplicate.
+	own := arp
+	own.ARPTPA = Host(p.Addr)
+	c.add(TableGuard, prioDeny, own)
+	arp.EthSrc, arp.ARPSHA = ExactMAC(p.MAC), ExactMAC(p.MAC)
+	for _, sender := range []netip.Addr{netip.IPv4Unspecified(), p.Addr} {
+		arp.ARPSPA = Host(sender)
+		c.add(TableGuard, prioExact, arp, Goto{TableARP})
+	}
+	c.add(TableGuard, prioExact, Match{
+		InPort: p.OFPort, EthSrc: ExactMAC(p.MAC), EthType: EthTypeIPv4, IPSrc: Host(p.Addr),
+	}, Goto{TableRemote})
+}
+
+// answer turns a request for a known address into its answer and sends it back.
+func (c *compiler) answer(addr netip.Addr, mac state.MAC) {
+	c.add(TableARP, prioExact, Match{
+		Metadata: Exact64(c.vni), EthType: EthTypeARP, ARPOp: ARPRequest, ARPTPA: Host(addr),
+	},
+		Move{FieldEthSrc, FieldEthDst},
+		SetMAC(FieldEthSrc, mac),
+		SetField{FieldARPOp, uint64(ARPReply)},
+		Move{FieldARPSHA, FieldARPTHA},
+		Move{FieldARPSPA, FieldARPTPA},
+		SetMAC(FieldARPSHA, mac),
+		SetAddr(FieldARPSPA, addr),
+		OutputInPort{},
+	)
+}
+
+// groups sends multicast and broadcast once to every peer with members, and to all local members.
+// OVS leaves out the port that a packet came from.
+func (c *compiler) groups() {
+	remote := c.net.Flood
+	if c.device && len(c.net.Device.Flood) > 0 {
+		remote = []uint32{c.net.Device.OFPort} // the device itself makes the copies
+	}
+	if len(remote) > 0 {
+		c.add(TableRemote, prioGroup, c.to(Multicast), append(c.tunnels(remote...), Goto{TableLocal})...)
+	}
+	var local []Action
+	for _, p := range c.net.Ports {
+		local = append(local, Output{p.OFPort})
+	}
+	c.add(TableLocal, prioGroup, c.to(Multicast), local...)
+}
+
+// tunnels sends to peers: by the ports of their tunnels with the VNI, or by the device, which adds
+// its own.
+func (c *compiler) tunnels(ports ...uint32) []Action {
+	var as []Action
+	if !c.device {
+		as = append(as, SetField{FieldTunID, c.vni})
+	}
+	for _, p := range ports {
+		as = append(as, Output{p})
+	}
+	return as
+}
