@@ -62,10 +62,52 @@ type Dot struct {
 	N     uint64
 }
 
-// Delta is a change to [Shared]: the dots it adds with their entries and the dots it has seen.
-// Immutable.
-type Delta struct{ todo struct{} }
+// Span is the seqs, or the dots of one actor, From to To, both included.
+type Span struct{ From, To uint64 }
 
-// Patch brings one replica's map from a head to another: the live ops beyond the old head and which
-// seqs up to it still live, or which of them were removed. Immutable.
-type Patch struct{ todo struct{} }
+// Entry is one add to [Shared] that lives.
+type Entry struct {
+	Dot     Dot
+	Key     []byte
+	Value   []byte
+	Lamport uint64 // with Created and Dot it orders the values of one key: the lowest is read
+	Created int64
+	// Ext is the encoded fields of a newer version, kept and relayed as received.
+	Ext []byte
+}
+
+// Seen is a set of dots of one actor: ascending spans that do not touch.
+type Seen struct {
+	Actor Actor
+	Spans []Span
+}
+
+// Delta is a change to [Shared]: the entries it adds and the dots it has seen. An entry whose dot a
+// delta has seen and does not hold was removed. The dots of its own entries are seen whether Seen
+// names them or not. Immutable.
+type Delta struct {
+	Entries []Entry // in the order of (key, dot)
+	Seen    []Seen  // in the order of actors
+}
+
+// Empty reports whether the delta says nothing.
+func (d Delta) Empty() bool { return len(d.Entries) == 0 && len(d.Seen) == 0 }
+
+// Patch brings one replica's map, in one epoch, from a head to another. Its sender knows every seq
+// up to Head and in Cloud. Of those beyond From the ops of Ops and Needs live; of those up to From
+// the ones in Dead ceased to live since or, with Listed, all but the ones in Live. It takes effect
+// on a replica that is at From or beyond and holds the ops that Needs names; on others only Ops do.
+// Immutable.
+type Patch struct {
+	Node   Node
+	Epoch  Epoch
+	Whole  Seq // see [Op]
+	From   Seq
+	Head   Seq
+	Cloud  []Span
+	Ops    []Op  // ascending; removals only beyond Head; without Closes
+	Needs  []Seq // ascending: ops that live and are sent beside the patch
+	Listed bool
+	Dead   []Seq // ascending
+	Live   []Seq // ascending
+}

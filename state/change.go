@@ -61,7 +61,7 @@ func (Forget) change()         {}
 // immutable.
 type Out struct {
 	Ops     []crdt.Op
-	Patches []crdt.Patch // answers to a pull; never news
+	Patches []crdt.Patch // answers to a pull; as news, without ops, where they did more than their ops
 	Shared  []crdt.Delta
 }
 

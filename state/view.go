@@ -3,12 +3,26 @@ package state
 import (
 	"iter"
 	"net/netip"
+
+	"meshnet/crdt"
 )
 
 // View is what the merged state means: names, VNIs and addresses settled by rules that every node
 // computes alike. It is immutable and may be read from any goroutine. A network that did not change
 // since the view before is the same pointer.
-type View struct{ todo struct{} }
+type View struct {
+	version   uint64
+	digest    [16]byte
+	nodes     []*Node    // by id
+	networks  []*Network // by shown name
+	byID      map[NetworkID]*Network
+	byName    map[string]*Network
+	index     *index
+	conflicts []Conflict
+	forgotten map[NodeID]crdt.Epoch
+}
+
+type index struct{}
 
 // Network is one network as every node sees it. Immutable.
 type Network struct {
@@ -20,6 +34,11 @@ type Network struct {
 	Created Created
 	// Removed: its definition is gone and it lives only while it has members.
 	Removed bool
+
+	claims  []*Endpoint // by (address, id, node)
+	shown   []*Endpoint // by address
+	members []NodeID    // ascending
+	blocks  []*Block    // by (prefix, node)
 }
 
 // ConflictKind tells what was claimed twice.
@@ -93,3 +112,26 @@ func (n *Network) HasMember(id NodeID) bool { panic("todo") }
 // Blocks returns the block records of all nodes, in the order of (prefix, node). The slice is the
 // network's.
 func (n *Network) Blocks() []*Block { panic("todo") }
+
+// Winner returns the root that counts: sealed roots come first, then the lowest (At, Creator). None
+// is known of a network without block records.
+func (n *Network) Winner() (Root, bool) { panic("todo") }
+
+// Sealed reports whether a node other than its creator has taken from a root.
+func (n *Network) Sealed(r Root) bool { panic("todo") }
+
+// Top returns the record that counts for an address: of the highest root, then of the highest
+// version, then own before offer.
+func (n *Network) Top(a netip.Addr) (*Block, bool) { panic("todo") }
+
+// Owner returns the node that owns an address: the writer of [Network.Top] where that is an Own.
+// While a range is handed over nobody does.
+func (n *Network) Owner(a netip.Addr) (NodeID, bool) { panic("todo") }
+
+// Killed reports whether a person removed the network by force and saw this node's present use of
+// it: the node then detaches its endpoints there.
+func (v *View) Killed(net NetworkID, node NodeID) bool { panic("todo") }
+
+// Forgotten returns the epoch up to which a node was given up for good. A record of a later epoch
+// counts again.
+func (v *View) Forgotten(id NodeID) (crdt.Epoch, bool) { panic("todo") }
