@@ -90,12 +90,12 @@ func (m *Match) compare(o *Match) int {
 		compareMAC(m.EthSrc, o.EthSrc),
 		compareMAC(m.EthDst, o.EthDst),
 		cmp.Compare(m.EthType, o.EthType),
-		m.IPSrc.Compare(o.IPSrc),
-		m.IPDst.Compare(o.IPDst),
+		comparePrefix(m.IPSrc, o.IPSrc),
+		comparePrefix(m.IPDst, o.IPDst),
 		cmp.Compare(m.IPProto, o.IPProto),
 		cmp.Compare(m.ARPOp, o.ARPOp),
-		m.ARPSPA.Compare(o.ARPSPA),
-		m.ARPTPA.Compare(o.ARPTPA),
+		comparePrefix(m.ARPSPA, o.ARPSPA),
+		comparePrefix(m.ARPTPA, o.ARPTPA),
 		compareMAC(m.ARPSHA, o.ARPSHA),
 		compareMAC(m.ARPTHA, o.ARPTHA),
 		compareNumber(m.ICMPType, o.ICMPType),
@@ -111,4 +111,8 @@ func compareNumber[T uint8 | uint16 | uint64](a, b Masked[T]) int {
 
 func compareMAC(a, b Masked[state.MAC]) int {
 	return cmp.Or(bytes.Compare(a.Value[:], b.Value[:]), bytes.Compare(a.Mask[:], b.Mask[:]))
+}
+
+func comparePrefix(a, b netip.Prefix) int {
+	return cmp.Or(a.Addr().Compare(b.Addr()), cmp.Compare(a.Bits(), b.Bits()))
 }
