@@ -1,0 +1,165 @@
+package testlab
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+var withLab = flag.Bool("lab", false, "run the lab's tests (root, Open vSwitch)")
+
+// TestMain runs the tests only when asked to. In a container of the lab the same program plays the
+// parts of helpers_test.go.
+func TestMain(m *testing.M) {
+	if part := os.Getenv("TESTLAB_PART"); part != "" {
+		os.Exit(play(part, os.Args[1:]))
+	}
+	flag.Parse()
+	if !*withLab {
+		fmt.Println("testlab: the lab's tests run with -lab")
+		return
+	}
+	if os.Getuid() != 0 {
+		fmt.Println("testlab: must be root")
+		os.Exit(1)
+	}
+	os.Exit(m.Run())
+}
+
+// lab is one running lab.
+type lab struct {
+	t    *testing.T
+	name string
+}
+
+// up starts a lab of its own name and ends it with the test, which then fails if anything is left.
+func up(t *testing.T, args ...string) *lab {
+	t.Helper()
+	l := &lab{t, fmt.Sprintf("t%d", os.Getpid())}
+	t.Cleanup(func() {
+		if t.Failed() {
+			for _, h := range []string{"1", "2", "3"} {
+				log, _ := l.try("logs", h)
+				t.Logf("log of host %s:\n%s", h, tail(log, 60))
+			}
+		}
+		l.run("down")
+		l.nothingLeft()
+	})
+	l.run(append([]string{"up"}, args...)...)
+	return l
+}
+
+func tail(s string, lines int) string {
+	all := strings.Split(strings.TrimSpace(s), "\n")
+	return strings.Join(all[max(0, len(all)-lines):], "\n")
+}
+
+func (l *lab) command(args ...string) *exec.Cmd {
+	cmd := exec.Command("./lab", args...)
+	cmd.Env = append(os.Environ(), "MESHNET_LAB="+l.name)
+	return cmd
+}
+
+// try runs a command of the lab and returns what it printed on standard output.
+func (l *lab) try(args ...string) (string, error) {
+	ctx, cancel := context.WithTimeout(l.t.Context(), 3*time.Minute)
+	defer cancel()
+	cmd := l.command(args...)
+	cmd = exec.CommandContext(context.WithoutCancel(ctx), cmd.Path, cmd.Args[1:]...)
+	cmd.Env = append(os.Environ(), "MESHNET_LAB="+l.name)
+	out, err := cmd.Output()
+	var exit *exec.ExitError
+	if errors.As(err, &exit) {
+		err = fmt.Errorf("lab %s: %w: %s", strings.Join(args, " "), err, exit.Stderr)
+	}
+	return string(out), err
+}
+
+// run is try for what must succeed.
+func (l *lab) run(args ...string) string {
+	l.t.Helper()
+	out, err := l.try(args...)
+	if err != nil {
+		l.t.Fatalf("%v\n%s", err, out)
+	}
+	return out
+}
+
+// meshnet runs meshnet on a host.
+func (l *lab) meshnet(host int, args ...string) string {
+	l.t.Helper()
+	return l.run(append([]string{"exec", fmt.Sprint(host), "meshnet"}, args...)...)
+}
+
+// ask runs meshnet with --json on a host and reads what it prints.
+func ask[T any](l *lab, host int, args ...string) T {
+	l.t.Helper()
+	var v T
+	out := l.meshnet(host, append(args, "--json")...)
+	if err := json.Unmarshal([]byte(out), &v); err != nil {
+		l.t.Fatalf("meshnet %v: %v\n%s", args, err, out)
+	}
+	return v
+}
+
+// attach attaches a container and returns its address without the prefix length.
+func (l *lab) attach(host int, container, network string) string {
+	l.t.Helper()
+	a := ask[struct{ Address string }](l, host, "attach", container, network)
+	address, _, _ := strings.Cut(a.Address, "/")
+	return address
+}
+
+// part prepares a run of this program in a part, inside a container, or on a host if container is
+// empty.
+func (l *lab) part(host int, container, part string, args ...string) *exec.Cmd {
+	self, err := filepath.Abs(os.Args[0])
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	where := []string{"exec", fmt.Sprint(host)}
+	if container != "" {
+		where = []string{"in", fmt.Sprint(host), container}
+	}
+	where = append(where, "env", "TESTLAB_PART="+part, self)
+	return l.command(append(where, args...)...)
+}
+
+// nothingLeft fails the test if a namespace, process, link or file of the lab is still there.
+func (l *lab) nothingLeft() {
+	l.t.Helper()
+	if _, err := os.Stat("/tmp/meshnet-" + l.name); err == nil {
+		l.t.Errorf("/tmp/meshnet-%s is still there", l.name)
+	}
+	out, err := exec.Command("ip", "netns", "list").Output()
+	if err != nil || strings.Contains(string(out), "mn-"+l.name) {
+		l.t.Errorf("namespaces left (%v): %s", err, out)
+	}
+	procs, err := filepath.Glob("/proc/[0-9]*/cmdline")
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	for _, p := range procs {
+		line, _ := os.ReadFile(p)
+		if env, _ := os.ReadFile(filepath.Join(filepath.Dir(p), "environ")); strings.Contains(string(env), "MESHNET_LAB="+l.name) {
+			l.t.Errorf("process left: %s %q", p, strings.ReplaceAll(string(line), "\x00", " "))
+		}
+	}
+	mounts, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil || strings.Contains(string(mounts), "/tmp/meshnet-"+l.name) {
+		l.t.Errorf("mounts left (%v)", err)
+	}
+	left, err := filepath.Glob("/sys/fs/cgroup/*/mn-" + l.name + "*")
+	if err != nil || len(left) > 0 {
+		l.t.Errorf("control groups left (%v): %v", err, left)
+	}
+}

@@ -1,0 +1,452 @@
+package testlab
+
+import (
+	"bufio"
+	"bytes"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+)
+
+type statusJSON struct {
+	Node          struct{ ID, Name, Address, Version string }
+	Converged     bool
+	Digest        string
+	NodesAlive    int `json:"nodes_alive"`
+	NodesKnown    int `json:"nodes_known"`
+	NodesAgreeing int `json:"nodes_agreeing"`
+	Transport     string
+	Pending       []string
+}
+
+type attachment struct {
+	Endpoint, Container, Network, Address, MAC, Node, State string
+}
+
+// threeHosts has a container c1, c2, c3 on each host, on web (10.2.0.0/16) and default.
+func threeHosts(t *testing.T, args ...string) *lab {
+	l := up(t, args...)
+	l.run("converged", "-t", "10")
+	l.meshnet(1, "network", "create", "web", "10.2.0.0/16")
+	seen := map[string]string{}
+	for h := 1; h <= 3; h++ {
+		c := fmt.Sprint("c", h)
+		l.run("container", fmt.Sprint(h), c)
+		for _, network := range []string{"web", "default"} {
+			a := l.attach(h, c, network)
+			if other, ok := seen[a]; ok {
+				t.Fatalf("%s has the address of %s: %s", c, other, a)
+			}
+			seen[a] = c
+		}
+	}
+	return l
+}
+
+func (l *lab) address(container, network string) string {
+	l.t.Helper()
+	for _, a := range ask[[]attachment](l, 1, "ps", "-a") {
+		if a.Container == container && a.Network == network {
+			address, _, _ := strings.Cut(a.Address, "/")
+			return address
+		}
+	}
+	l.t.Fatalf("%s is not on %s", container, network)
+	return ""
+}
+
+// TestKernelVXLAN is the main job on transport C, what a host without the kernel module gets.
+func TestKernelVXLAN(t *testing.T) {
+	l := threeHosts(t)
+	for h := 1; h <= 3; h++ {
+		s := ask[statusJSON](l, h, "status")
+		if !s.Converged || s.NodesAgreeing != 3 || s.NodesAlive != 3 || s.Transport != "kernel-vxlan" {
+			t.Errorf("host %d: %+v", h, s)
+		}
+	}
+	t.Run("matrix", func(t *testing.T) { l.on(t).reach() })
+	t.Run("large packets", func(t *testing.T) { l.on(t).largestPacket(1450) })
+	t.Run("transfer", func(t *testing.T) { l.on(t).transfer() })
+	t.Run("isolation", func(t *testing.T) { l.on(t).isolation() })
+	t.Run("no ARP on the underlay", func(t *testing.T) { l.on(t).noARP() })
+	t.Run("broadcast once", func(t *testing.T) { l.on(t).broadcastOnce() })
+	t.Run("daemon killed", func(t *testing.T) { l.on(t).daemonKilled() })
+	t.Run("split and healed", func(t *testing.T) { l.on(t).splitAndHealed() })
+	t.Run("detached", func(t *testing.T) { l.on(t).detached() })
+}
+
+// TestUnderlayOnBridge is the main job on transport B.
+func TestUnderlayOnBridge(t *testing.T) {
+	l := threeHosts(t, "--uplink", "bridge")
+	if s := ask[statusJSON](l, 1, "status"); s.Transport != "ovs-userspace" || s.NodesAgreeing != 3 {
+		t.Errorf("%+v", s)
+	}
+	t.Run("matrix", func(t *testing.T) { l.on(t).reach() })
+	t.Run("full mesh", func(t *testing.T) { l.on(t).fullMesh() })
+	t.Run("large packets", func(t *testing.T) { l.on(t).largestPacket(1450) })
+	t.Run("transfer", func(t *testing.T) { l.on(t).transfer() })
+	t.Run("isolation", func(t *testing.T) { l.on(t).isolation() })
+	t.Run("no ARP on the underlay", func(t *testing.T) { l.on(t).noARP() })
+	t.Run("broadcast once", func(t *testing.T) { l.on(t).broadcastOnce() })
+	t.Run("daemon killed", func(t *testing.T) { l.on(t).daemonKilled() })
+}
+
+// on is the lab for a subtest.
+func (l *lab) on(t *testing.T) *lab { return &lab{t, l.name} }
+
+func (l *lab) reach() {
+	l.t.Log("\n" + l.run("matrix", "web") + l.run("matrix", "default"))
+}
+
+func (l *lab) largestPacket(mtu int) {
+	to := l.address("c2", "web")
+	l.run("in", "1", "c1", "ping", "-c", "3", "-i", "0.1", "-W", "2", "-M", "do", "-s", fmt.Sprint(mtu-28), to)
+	if out, err := l.try("in", "1", "c1", "ping", "-c", "1", "-W", "1", "-M", "do", "-s", fmt.Sprint(mtu-27), to); err == nil {
+		l.t.Errorf("a packet larger than the MTU passed:\n%s", out)
+	}
+}
+
+// transfer sends 200 MB each way between two hosts, with nobody having touched ethtool.
+func (l *lab) transfer() {
+	for _, way := range [][2]int{{1, 2}, {3, 1}} {
+		from, to := way[0], way[1]
+		address := l.address(fmt.Sprint("c", to), "web") + ":5001"
+		sink, ready := l.start(l.part(to, fmt.Sprint("c", to), "sink", address))
+		sent, err := l.part(from, fmt.Sprint("c", from), "source", address, "200000000", "seed").Output()
+		if err != nil {
+			l.t.Fatalf("source: %v", err)
+		}
+		if got := ready(); got != strings.TrimSpace(string(sent)) || len(got) != 64 {
+			l.t.Errorf("host %d to %d: sent %s, got %s", from, to, sent, got)
+		}
+		if err := sink.Wait(); err != nil {
+			l.t.Error(err)
+		}
+	}
+}
+
+// start starts a part and waits until it says that it is ready. The function returned reads its next
+// line.
+func (l *lab) start(cmd *exec.Cmd) (*exec.Cmd, func() string) {
+	l.t.Helper()
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	cmd.Stderr = os.Stderr
+	if err := cmd.Start(); err != nil {
+		l.t.Fatal(err)
+	}
+	lines := bufio.NewScanner(out)
+	next := func() string {
+		lines.Scan()
+		return strings.TrimSpace(lines.Text())
+	}
+	if s := next(); s != "ready" {
+		l.t.Fatalf("%v says %q", cmd.Args, s)
+	}
+	return cmd, next
+}
+
+// isolation wants no way from web to default, nor to a network with web's own subnet.
+func (l *lab) isolation() {
+	l.meshnet(2, "network", "create", "web2", "10.2.0.0/16", "--force")
+	l.run("container", "2", "x2")
+	l.meshnet(2, "attach", "x2", "web2", "--ip", "10.2.200.200")
+	l.run("container", "1", "w1")
+	l.meshnet(1, "attach", "w1", "web")
+	l.run("in", "1", "w1", "ping", "-c", "1", "-W", "2", l.address("c2", "web"))
+	l.run("in", "1", "w1", "ip", "route", "add", "10.1.0.0/16", "dev", "eth0")
+	for _, to := range []string{l.address("c2", "default"), l.address("c1", "default"), "10.2.200.200"} {
+		if out, err := l.try("in", "1", "w1", "ping", "-c", "2", "-i", "0.2", "-W", "1", to); err == nil {
+			l.t.Errorf("web reaches %s:\n%s", to, out)
+		}
+	}
+	// Nor when the MAC is known.
+	for _, to := range []string{l.address("c2", "default"), "10.2.200.200"} {
+		l.run("in", "1", "w1", "ip", "neigh", "replace", to, "lladdr", macOf(to), "dev", "eth0")
+		if out, err := l.try("in", "1", "w1", "ping", "-c", "2", "-i", "0.2", "-W", "1", to); err == nil {
+			l.t.Errorf("web reaches %s by its MAC:\n%s", to, out)
+		}
+	}
+}
+
+func macOf(address string) string {
+	var a, b, c, d int
+	fmt.Sscanf(address, "%d.%d.%d.%d", &a, &b, &c, &d)
+	return fmt.Sprintf("02:42:%02x:%02x:%02x:%02x", a, b, c, d)
+}
+
+// noARP wants no ARP of containers between hosts. That the capture would show one is seen first, by
+// a forged one.
+func (l *lab) noARP() {
+	tcpdump := exec.Command("nsenter", "--net=/run/netns/mn-"+l.name+"-seg",
+		"tcpdump", "-l", "-nn", "-T", "vxlan", "-i", "u2", "--immediate-mode", "udp port 14789")
+	var out bytes.Buffer
+	tcpdump.Stdout = &out
+	stderr, err := tcpdump.StderrPipe()
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	if err := tcpdump.Start(); err != nil {
+		l.t.Fatal(err)
+	}
+	for s := bufio.NewScanner(stderr); s.Scan() && !strings.Contains(s.Text(), "listening on"); {
+	}
+	vni := ask[struct{ VNI int }](l, 1, "network", "inspect", "web").VNI
+	if err := l.part(1, "", "forge", "192.0.2.2:14789", fmt.Sprint(vni)).Run(); err != nil {
+		l.t.Fatal(err)
+	}
+	for h := 1; h <= 3; h++ {
+		c := fmt.Sprint("c", h)
+		l.run("in", fmt.Sprint(h), c, "ip", "neigh", "flush", "all")
+	}
+	l.run("matrix", "web")
+	if _, err := l.try("in", "1", "c1", "ping", "-c", "1", "-W", "1", "10.2.77.77"); err == nil {
+		l.t.Error("an address that nobody has answers")
+	}
+	if err := tcpdump.Process.Signal(os.Interrupt); err != nil {
+		l.t.Fatal(err)
+	}
+	if err := tcpdump.Wait(); err != nil {
+		l.t.Logf("tcpdump: %v", err)
+	}
+	var arps []string
+	for line := range strings.Lines(out.String()) {
+		if strings.Contains(line, "ARP") {
+			arps = append(arps, strings.TrimSpace(line))
+		}
+	}
+	if len(arps) != 1 || !strings.Contains(arps[0], "10.2.99.99") {
+		l.t.Errorf("want the forged ARP and no other, got %d:\n%s", len(arps), strings.Join(arps, "\n"))
+	}
+	if !strings.Contains(out.String(), "ICMP echo request") {
+		l.t.Errorf("the capture has no pings:\n%s", out.String())
+	}
+}
+
+// broadcastOnce wants each broadcast at each other member once, and nowhere else.
+func (l *lab) broadcastOnce() {
+	const n = 20
+	type ear struct {
+		host      int
+		container string
+		want      string
+	}
+	ears := []ear{{1, "w1", "20"}, {2, "c2", "20"}, {3, "c3", "20"}, {2, "x2", "0"}, {1, "c1", "0"}}
+	var next []func() string
+	var cmds []*exec.Cmd
+	for _, e := range ears {
+		cmd, line := l.start(l.part(e.host, e.container, "hear", "9999", "4"))
+		cmds, next = append(cmds, cmd), append(next, line)
+	}
+	if out, err := l.part(1, "c1", "shout", l.address("c1", "web"), "10.2.255.255:9999", fmt.Sprint(n)).CombinedOutput(); err != nil {
+		l.t.Fatalf("shout: %v\n%s", err, out)
+	}
+	for i, e := range ears {
+		if got := next[i](); got != e.want && !(e.container == "c1" && got == fmt.Sprint(n)) {
+			// c1 may hear itself: its own kernel loops a broadcast back.
+			l.t.Errorf("%s on host %d heard %s, want %s", e.container, e.host, got, e.want)
+		}
+		if err := cmds[i].Wait(); err != nil {
+			l.t.Error(err)
+		}
+	}
+}
+
+var lossRE = regexp.MustCompile(`(\d+) packets transmitted, (\d+) received`)
+
+// daemonKilled wants traffic to outlive the daemon, and the daemon to come back to what was.
+func (l *lab) daemonKilled() {
+	before := ask[[]attachment](l, 1, "ps", "-a")
+	ports := l.run("exec", "1", "ovs-ofctl", "-O", "OpenFlow15", "dump-ports-desc", "meshnet")
+	var pings [2]*exec.Cmd
+	var outs [2]bytes.Buffer
+	for i, way := range [][2]string{{"1", "2"}, {"3", "1"}} {
+		to := l.address("c"+way[1], "web")
+		pings[i] = l.command("in", way[0], "c"+way[0], "ping", "-i", "0.01", "-c", "600", "-q", to)
+		pings[i].Stdout = &outs[i]
+		if err := pings[i].Start(); err != nil {
+			l.t.Fatal(err)
+		}
+	}
+	l.run("kill", "1")
+	if _, err := l.try("exec", "1", "meshnet", "status"); err == nil {
+		l.t.Error("status answers without a daemon")
+	}
+	l.run("start", "1")
+	l.run("converged")
+	for i, p := range pings {
+		err := p.Wait()
+		m := lossRE.FindStringSubmatch(outs[i].String())
+		if err != nil || m == nil || m[1] != m[2] {
+			l.t.Errorf("ping: %v\n%s", err, outs[i].String())
+		}
+	}
+	after := ask[[]attachment](l, 1, "ps", "-a")
+	if fmt.Sprint(before) != fmt.Sprint(after) {
+		l.t.Errorf("before %+v\nafter  %+v", before, after)
+	}
+	if now := l.run("exec", "1", "ovs-ofctl", "-O", "OpenFlow15", "dump-ports-desc", "meshnet"); portNames(now) != portNames(ports) {
+		l.t.Errorf("ports before %s\nafter %s", ports, now)
+	}
+}
+
+var portRE = regexp.MustCompile(`(?m)^ \S+\(\S+\)`)
+
+func portNames(desc string) string { return fmt.Sprint(portRE.FindAllString(desc, -1)) }
+
+// splitAndHealed wants both sides to work alone and one mesh afterwards.
+func (l *lab) splitAndHealed() {
+	l.run("split", "1,2", "3")
+	l.meshnet(1, "network", "create", "left", "10.31.0.0/24")
+	l.meshnet(3, "network", "create", "right", "10.32.0.0/24")
+	l.run("container", "3", "r3")
+	l.meshnet(3, "attach", "r3", "right")
+	time.Sleep(time.Minute)
+	if s := ask[statusJSON](l, 1, "status"); s.NodesAlive != 2 {
+		l.t.Errorf("cut off for a minute, and %d nodes are alive", s.NodesAlive)
+	}
+	l.run("heal")
+	l.run("converged", "-t", "30")
+	for h := 1; h <= 3; h++ {
+		names := l.meshnet(h, "network", "ls")
+		for _, n := range []string{"left", "right", "web", "default"} {
+			if !strings.Contains(names, n) {
+				l.t.Errorf("host %d has no network %s:\n%s", h, n, names)
+			}
+		}
+		if s := ask[statusJSON](l, h, "status"); s.NodesAgreeing != 3 {
+			l.t.Errorf("host %d: %+v", h, s)
+		}
+	}
+	l.reach()
+}
+
+// detached wants nothing of an attachment left, and a network in use not removed.
+func (l *lab) detached() {
+	if out, err := l.try("exec", "2", "meshnet", "network", "rm", "right"); err == nil {
+		l.t.Errorf("a network in use was removed:\n%s", out)
+	}
+	l.meshnet(3, "detach", "r3", "right")
+	l.meshnet(3, "detach", "r3", "right")
+	l.run("converged")
+	l.meshnet(2, "network", "rm", "right")
+	l.run("converged")
+	if names := l.meshnet(3, "network", "ls"); strings.Contains(names, "right") {
+		l.t.Errorf("right is still there:\n%s", names)
+	}
+	if links := l.run("in", "3", "r3", "ip", "-br", "link"); strings.Contains(links, "eth") {
+		l.t.Errorf("r3 still has an interface:\n%s", links)
+	}
+}
+
+// fullMesh wants a tunnel port to each peer on each host.
+func (l *lab) fullMesh() {
+	for h := 1; h <= 3; h++ {
+		show := l.run("exec", fmt.Sprint(h), "ovs-vsctl", "show")
+		for p := 1; p <= 3; p++ {
+			want := 1
+			if p == h {
+				want = 0
+			}
+			if n := strings.Count(show, fmt.Sprintf(`remote_ip="192.0.2.%d"`, p)); n != want {
+				l.t.Errorf("host %d has %d tunnels to host %d:\n%s", h, n, p, show)
+			}
+		}
+	}
+}
+
+// TestDocker attaches containers of a dockerd on each host by name and by id.
+func TestDocker(t *testing.T) {
+	l := up(t, "-n", "2", "--docker")
+	l.meshnet(1, "network", "create", "web", "10.2.0.0/16")
+	l.run("exec", "1", "docker", "run", "-d", "--name", "c1", "busybox", "sleep", "100000")
+	id := strings.TrimSpace(l.run("exec", "2", "docker", "run", "-d", "--name", "c2", "busybox", "sleep", "100000"))
+	l.attach(1, "c1", "web")
+	l.attach(2, id[:12], "web")
+	l.run("in", "1", "c1", "ping", "-c", "2", "-W", "2", l.address("c2", "web"))
+	l.run("in", "2", "c2", "ping", "-c", "2", "-W", "2", l.address("c1", "web"))
+	l.run("matrix", "web")
+	out, err := l.command("exec", "1", "meshnet", "attach", "nobody", "web").CombinedOutput()
+	if err == nil || strings.Count(string(out), "\n") != 1 {
+		t.Errorf("attach of nobody: %v %q", err, out)
+	}
+}
+
+// TestKey wants a node without the key to stay outside.
+func TestKey(t *testing.T) {
+	dir := t.TempDir()
+	keys := [2]string{filepath.Join(dir, "a"), filepath.Join(dir, "b")}
+	for i, k := range keys {
+		if err := os.WriteFile(k, bytes.Repeat([]byte{byte(i + 1)}, 32), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	l := up(t, "--no-start")
+	for h, k := range []string{keys[0], keys[0], keys[1]} {
+		l.meshnet(h+1, "up", "-d", "--key-file", k)
+	}
+	l.meshnet(1, "network", "create", "secret", "10.9.0.0/24")
+	l.run("exec", "2", "meshnet", "network", "inspect", "secret")
+	if s := ask[statusJSON](l, 1, "status"); s.NodesAlive != 2 {
+		t.Errorf("%+v", s)
+	}
+	if out, err := l.try("exec", "3", "meshnet", "network", "inspect", "secret"); err == nil {
+		t.Errorf("a node with another key knows the network:\n%s", out)
+	}
+}
+
+// TestMistakes wants one line that says what to do, and the contract's exit code, for what people
+// get wrong.
+func TestMistakes(t *testing.T) {
+	l := up(t, "-n", "1", "--no-start")
+	refused := func(code int, args ...string) {
+		t.Helper()
+		cmd := l.command(append([]string{"exec", "1", "meshnet"}, args...)...)
+		var stderr bytes.Buffer
+		cmd.Stderr = &stderr
+		err := cmd.Run()
+		if cmd.ProcessState.ExitCode() != code || strings.Count(stderr.String(), "\n") != 1 || !strings.HasPrefix(stderr.String(), "meshnet: ") {
+			t.Errorf("meshnet %s: %v, want %d:\n%s", strings.Join(args, " "), err, code, stderr.String())
+		}
+		t.Logf("%s", strings.TrimSpace(stderr.String()))
+	}
+	refused(3, "status")
+	refused(3, "attach", "c1")
+	refused(1, "up", "-d", "--iface", "nowhere0")
+	refused(1, "up", "-d", "--key-file", "/nowhere")
+	refused(1, "up", "-d", "--default-subnet", "10.1.2.3/16")
+	l.meshnet(1, "up", "-d")
+	l.meshnet(1, "up", "-d")
+	l.meshnet(1, "network", "create", "web", "10.2.0.0/16")
+	refused(1, "network", "create", "bad", "10.2.0.0/33")
+	refused(1, "network", "create", "bad", "10.3.0.1/16")
+	refused(1, "network", "create", "bad", "300.0.0.0/8")
+	refused(1, "network", "create", "bad", "10.2.4.0/24")
+	refused(1, "network", "create", "web", "10.4.0.0/16")
+	refused(1, "network", "create", strings.Repeat("n", 64))
+	refused(1, "network", "inspect", "nothing")
+	refused(1, "network", "rm", "nothing")
+	refused(1, "attach", "nobody", "web")
+	refused(1, "attach", "nobody", "nothing")
+	refused(1, "attach", "--pid", "1", "web")
+	refused(2, "attach")
+	refused(2, "frobnicate")
+	refused(2, "status", "--frobnicate")
+	l.run("container", "1", "c1")
+	refused(1, "attach", "c1", "web", "--ip", "10.9.0.1")
+	refused(1, "attach", "c1", "web", "--ip", "10.2.0.1")
+	refused(1, "attach", "c1", "web", "--mac", "zz")
+	if ps := ask[[]attachment](l, 1, "ps", "-a"); len(ps) != 0 {
+		t.Errorf("refused, and yet: %+v", ps)
+	}
+	l.meshnet(1, "down")
+	l.meshnet(1, "down")
+	refused(3, "status")
+}
