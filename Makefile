@@ -1,0 +1,93 @@
+# make            the program, bin/meshnet
+# make lab        three hosts with real Open vSwitch on this machine, and the ping matrix (root)
+# make lab-down   ends it
+# make check      format, vet, staticcheck, shellcheck, architecture, tidy modules: seconds, no root
+# make test       installs what is missing (apt), then every test and the lab's tests (root)
+# make soak       the same things for long: more seeds, longer fuzzing, the lab three times over
+# make race fuzz sim golden bench cover deps      as they say below
+
+SHELL := /bin/bash
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := build
+
+VERSION     := $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.7.0
+UNIT        := $(shell go list ./... 2>/dev/null | grep -v /testlab)
+FUZZTIME    ?= 20s
+SEED        ?= 1
+RUNS        ?= 2000
+
+GO_OK := $(shell go version 2>/dev/null | awk '{ split(substr($$3, 3), v, "."); print (v[1] > 1 || v[2] >= 25) ? "yes" : "no" }')
+ifneq ($(GO_OK),yes)
+$(error meshnet needs Go 1.25 or later on the PATH; https://go.dev/dl has it)
+endif
+
+.PHONY: build
+build:
+	CGO_ENABLED=0 go build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o bin/meshnet ./cmd/meshnet
+
+.PHONY: check
+check:
+	@bad=$$(gofmt -l $$(git ls-files '*.go')); [ -z "$$bad" ] || { echo "gofmt -w these: $$bad"; exit 1; }
+	go vet ./...
+	go mod tidy -diff
+	go run $(STATICCHECK) ./...
+	@if command -v shellcheck >/dev/null; then shellcheck testlab/lab testlab/deps .ci/run; \
+	elif [ -n "$$CI" ]; then echo "shellcheck is not installed"; exit 1; fi
+	go test .
+
+# What the tests and the lab need. testlab/deps installs only what is not there.
+.PHONY: deps
+deps:
+	testlab/deps
+
+.PHONY: test
+test: deps build
+	MESHNET_REQUIRE=1 go test -timeout 10m $(UNIT)
+	MESHNET_REQUIRE=1 go test -count 1 -timeout 15m ./testlab -lab -v
+
+.PHONY: soak
+soak: deps build
+	$(MAKE) sim RUNS=100000
+	$(MAKE) fuzz FUZZTIME=10m
+	MESHNET_REQUIRE=1 go test -count 3 -timeout 60m ./testlab -lab -v
+
+# Bubbles of testing/synctest stay out of the race detector (golang/go#76691): they run one goroutine at a time anyway.
+.PHONY: race
+race:
+	MESHNET_REQUIRE=1 go test -race -timeout 20m $(filter-out meshnet/mesh,$(UNIT))
+
+# Seeded simulations of the core; a failure prints its seed.
+.PHONY: sim
+sim:
+	go test -count 1 -timeout 2h ./ipam ./mesh/gossip -run Sim -args -seed $(SEED) -runs $(RUNS)
+
+.PHONY: fuzz
+fuzz:
+	@set -e; for p in $$(git grep -l '^func Fuzz' -- '*_test.go' | xargs -n 1 dirname | sort -u); do \
+	  for f in $$(grep -ho '^func Fuzz[A-Za-z0-9]*' $$p/*_test.go | cut -c 6-); do \
+	    echo "$$p $$f"; go test ./$$p -run '^$$' -fuzz "^$$f\$$" -fuzztime $(FUZZTIME); done; done
+
+# Rewrites the golden files; read the difference before you commit it.
+.PHONY: golden
+golden:
+	go test $$(git grep -l '"rewrite"' -- '*_test.go' | xargs -n 1 dirname | sort -u | sed 's|^|./|') -rewrite
+	git diff --stat -- '*/testdata/*'
+
+.PHONY: bench
+bench:
+	go test -run '^$$' -bench . -benchmem $(UNIT)
+
+.PHONY: cover
+cover:
+	MESHNET_REQUIRE=1 go test -coverprofile bin/cover.out $(UNIT)
+	go tool cover -func bin/cover.out | tail -n 1
+
+.PHONY: lab
+lab: build
+	testlab/deps lab
+	testlab/demo
+
+.PHONY: lab-down
+lab-down:
+	testlab/lab down
