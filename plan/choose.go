@@ -1,6 +1,8 @@
 package plan
 
 import (
+	"errors"
+	"fmt"
 	"net/netip"
 
 	"meshnet/state"
@@ -20,7 +22,7 @@ type OVSFacts struct {
 	Installed      bool   // ovs-vswitchd, ovsdb-server and ovsdb-tool are on the host
 	Module         bool   // generic netlink family ovs_datapath, after a try to load it
 	HostRunning    bool   // the host's instance answers
-	HostNetdev     bool   // it has a bridge with datapath_type netdev
+	HostNetdev     bool   // it has a bridge, other than ours, with datapath_type netdev
 	HostTSO        bool   // it runs with userspace TSO
 	UnderlayOn     string // the bridge of the host's instance that has the underlay address, or empty
 	UnderlayNetdev bool   // that bridge is datapath_type netdev
@@ -31,6 +33,7 @@ type OVSFacts struct {
 type Choice struct {
 	Private   bool   // an instance of our own under the run directory, else the host's
 	Start     bool   // the host's instance has to be started first
+	Stop      bool   // a private instance, left from before, has to be stopped first
 	Datapath  string // system or netdev
 	Transport state.Transport
 	Encap     state.Encap
@@ -39,24 +42,122 @@ type Choice struct {
 	Warnings  []string // for status
 }
 
-// Choose picks the switch and the transport (design of the host, docs/decisions). The error is one
-// line that says what is missing.
-func Choose(w Wants, f OVSFacts) (Choice, error) { panic("todo") }
+// The words of --ovs and --datapath.
+const (
+	auto    = "auto"
+	host    = "host"
+	private = "private"
+	system  = "system"
+	netdev  = "netdev"
+)
 
-// LinkFacts is an interface of the host, as package netns reads it.
-type LinkFacts struct {
-	Name    string
-	Index   int
-	Kind    string // as ip -d link shows: veth, bridge, …; empty for hardware
-	MTU     uint32
-	Up      bool
-	Ours    bool // bears our mark
-	Docker  bool // docker0, or a bridge or veth that Docker made
-	Addrs   []netip.Prefix
-	Default bool // a default route leaves by it
+// Choose picks the switch and the transport:
+//
+//   - The underlay address is on a bridge of the host's instance: that instance, because only it can
+//     send from there. On the kernel's datapath tunnel ports of the kernel ([state.OVSKernel]), on
+//     the userspace datapath those of vswitchd ([state.OVSUserspace]).
+//   - The kernel has the module: the host's instance and the kernel's datapath.
+//   - Otherwise an instance of our own on the userspace datapath, with kernel VXLAN devices
+//     ([state.KernelVXLAN]). It can be started with userspace TSO, without which they are slow, and
+//     TSO is for a whole process. Beside a host's instance with a userspace bridge it may not run
+//     (two processes, one name of the datapath); then the host's instance does it.
+//
+// Wants overrides each of these where it can be done. The error is one line that says what is
+// missing.
+func Choose(w Wants, f OVSFacts) (Choice, error) {
+	c, err := choose(w, f)
+	if err != nil {
+		return Choice{}, fmt.Errorf("choose a switch: %w", err)
+	}
+	return c, nil
 }
 
-// ChooseUnderlay picks the interface that carries gossip and tunnels: the one with the advertised
-// address or the given name, else the default route's, else the only one up with a global address
-// that neither meshnet nor Docker made. The error lists what there is.
-func ChooseUnderlay(w Wants, links []LinkFacts) (Underlay, error) { panic("todo") }
+func choose(w Wants, f OVSFacts) (Choice, error) {
+	if err := checkWords(w); err != nil {
+		return Choice{}, err
+	}
+	if !f.Installed {
+		return Choice{}, errors.New("Open vSwitch is not installed; apt-get install openvswitch-switch")
+	}
+	datapath, why, err := chooseDatapath(w, f)
+	if err != nil {
+		return Choice{}, err
+	}
+	c := Choice{Datapath: datapath, Why: why, Encap: w.Encap}
+	onBridge := f.UnderlayOn != "" && f.UnderlayNetdev
+	shared := f.HostNetdev || onBridge
+	switch {
+	case datapath == system:
+		c.Transport = state.OVSKernel
+	case w.OVS == private && shared:
+		return Choice{}, errors.New("--ovs private: the host's Open vSwitch has a bridge on the userspace datapath, which two instances cannot share; use --ovs host, or remove that bridge")
+	case onBridge:
+		c.Transport = state.OVSUserspace
+	default:
+		c.Transport = state.KernelVXLAN
+		c.Private = w.OVS != host && !shared
+	}
+	if c.Transport == state.KernelVXLAN && w.Encap == state.Geneve {
+		return Choice{}, fmt.Errorf("--encap geneve: transport %s carries VXLAN only (%s); use --encap vxlan, or load the kernel module openvswitch", c.Transport, why)
+	}
+	c.Start = !c.Private && !f.HostRunning
+	c.Stop = !c.Private && f.PrivateRunning
+	if w.OVS != host && shared && c.Transport == state.KernelVXLAN {
+		c.Why += ", and the host's Open vSwitch has a userspace bridge already"
+	}
+	c.settleTSO(f)
+	return c, nil
+}
+
+func checkWords(w Wants) error {
+	switch w.OVS {
+	case "", auto, host, private:
+	default:
+		return fmt.Errorf("--ovs %q: want auto, host or private", w.OVS)
+	}
+	switch w.Datapath {
+	case "", auto, system, netdev:
+	default:
+		return fmt.Errorf("--datapath %q: want auto, system or netdev", w.Datapath)
+	}
+	return nil
+}
+
+// chooseDatapath returns system or netdev, and why.
+func chooseDatapath(w Wants, f OVSFacts) (datapath, why string, err error) {
+	switch {
+	case w.Datapath == system && w.OVS == private:
+		return "", "", errors.New("--ovs private --datapath system: the kernel's datapath belongs to the host's instance; use --ovs host, or --datapath netdev")
+	case w.Datapath == system && !f.Module:
+		return "", "", errors.New("--datapath system: the kernel has no module openvswitch; install a kernel that has it, or leave --datapath out")
+	case w.Datapath == system:
+		return system, "--datapath system", nil
+	case w.Datapath == netdev:
+		return netdev, "--datapath netdev", nil
+	case w.OVS == private:
+		return netdev, "--ovs private", nil
+	case f.UnderlayOn != "" && f.UnderlayNetdev:
+		return netdev, "the underlay address is on the userspace bridge " + f.UnderlayOn, nil
+	case f.Module && f.UnderlayOn != "":
+		return system, "the underlay address is on the kernel bridge " + f.UnderlayOn, nil
+	case f.Module:
+		return system, "the kernel has the module openvswitch", nil
+	}
+	return netdev, "the kernel has no module openvswitch", nil
+}
+
+// settleTSO says whether vswitchd runs with userspace TSO, and warns where that does harm.
+func (c *Choice) settleTSO(f OVSFacts) {
+	switch {
+	case c.Private:
+		c.TSO = true
+	case c.Datapath == netdev:
+		c.TSO = f.HostTSO
+	}
+	switch {
+	case c.Transport == state.KernelVXLAN && !c.TSO:
+		c.Warnings = append(c.Warnings, "the host's Open vSwitch runs without userspace TSO: container offloads are off and TCP is several times slower; set other_config:userspace-tso-enable=true in its database and restart it")
+	case c.Transport == state.OVSUserspace && c.TSO:
+		c.Warnings = append(c.Warnings, "the host's Open vSwitch runs with userspace TSO, which its own tunnels cannot segment: container offloads are off")
+	}
+}

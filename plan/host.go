@@ -143,15 +143,6 @@ type Facts struct {
 	Found     Found
 }
 
-// Underlay is the interface that carries gossip and tunnels.
-type Underlay struct {
-	Device string
-	Index  int
-	Addr   netip.Addr
-	Prefix netip.Prefix
-	MTU    uint32 // bytes
-}
-
 // For returns what the host should look like. last, which may be nil, is only read, and shared where
 // nothing changed.
 func For(last *Host, v *state.View, f Facts) *Host { panic("todo") }
