@@ -23,6 +23,8 @@ type Host struct {
 	Networks map[state.NetworkID]*Network
 	Links    []Link // in the order of names
 	Firewall Firewall
+
+	peers []peer // all that the ways of Networks depend on
 }
 
 // Tunnel is an OVS tunnel port to one peer, key=flow.
@@ -39,18 +41,22 @@ type Network struct {
 	Name   string
 	VNI    uint32
 	Subnet netip.Prefix
+	MTU    uint32 // of its devices, bytes
 	Device *Vxlan // transport C only
 	Ports  []Port // local members, in the order of addresses
 	// Remotes are the members elsewhere, in the order of addresses.
 	Remotes []Remote
 	// Flood lists the OpenFlow ports of the tunnels to peers with members here, ascending; A and B.
 	Flood []uint32
+
+	from  *state.Network    // what it was planned from
+	local []*state.Endpoint // its members here, in the order of addresses
 }
 
 // Port is a local member of a network.
 type Port struct {
 	Endpoint state.EndpointID
-	Link     string // the host's end of its veth, an OVS port
+	Link     string // the host's end of its veth, an OVS port; empty while the container is not there
 	OFPort   uint32
 	Addr     netip.Addr
 	MAC      state.MAC
@@ -132,24 +138,3 @@ type Found struct {
 type Features struct {
 	TSO bool // userspace TSO is on in the running vswitchd
 }
-
-// Facts is what the plan has to know of the host.
-type Facts struct {
-	Self      state.NodeID
-	Choice    Choice
-	Underlay  Underlay
-	Sandboxes map[state.EndpointID]Sandbox // of own endpoints whose container is there
-	IfNames   map[state.EndpointID]string  // as wished for or found
-	Found     Found
-}
-
-// For returns what the host should look like. last, which may be nil, is only read, and shared where
-// nothing changed.
-func For(last *Host, v *state.View, f Facts) *Host { panic("todo") }
-
-// Check panics when the plan contradicts itself: a port number twice, a link without a network, an
-// address outside its subnet. A failure is a bug of ours.
-func (h *Host) Check() { panic("todo") }
-
-// String returns the plan, one object a line, for people and goldens.
-func (h *Host) String() string { panic("todo") }

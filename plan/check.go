@@ -1,0 +1,101 @@
+package plan
+
+import (
+	"fmt"
+	"net/netip"
+
+	"meshnet/state"
+)
+
+// nameMax is the longest name of a device, characters (IFNAMSIZ less the final zero).
+const nameMax = 15
+
+// Check panics when the plan contradicts itself: a port number twice, a link without a network, an
+// address outside its subnet. A failure is a bug of ours.
+func (h *Host) Check() {
+	c := checker{
+		host: h, ports: map[uint32]string{}, names: map[string]bool{},
+		links: map[state.EndpointID]string{}, tunnels: map[uint32]bool{},
+	}
+	c.say(h.Transport != state.NoTransport || len(h.Networks) == 0, "networks without a transport")
+	for _, t := range h.Tunnels {
+		c.port(t.OFPort, t.Name)
+		c.name(t.Name)
+		c.say(h.Transport != state.KernelVXLAN, "tunnel %s beside VXLAN devices", t.Name)
+		c.say(t.Remote.IsValid() && t.Remote != h.Underlay, "tunnel %s to %s", t.Name, t.Remote)
+		c.tunnels[t.OFPort] = true
+	}
+	vnis := map[uint32]bool{}
+	for id, n := range h.Networks {
+		c.say(id == n.ID, "network %s under id %s", n.ID, id)
+		c.say(n.VNI > 0 && n.VNI <= vniMax && !vnis[n.VNI], "VNI %d of network %s", n.VNI, n.Name)
+		vnis[n.VNI] = true
+		c.network(n)
+	}
+	for _, l := range h.Links {
+		name, ok := c.links[l.Endpoint]
+		c.say(ok && name == l.Name, "link %s of endpoint %s without a port", l.Name, l.Endpoint)
+		delete(c.links, l.Endpoint)
+	}
+	c.say(len(c.links) == 0, "ports without links: %v", c.links)
+}
+
+// checker collects what has to be unique.
+type checker struct {
+	host    *Host
+	ports   map[uint32]string // user by number
+	names   map[string]bool
+	links   map[state.EndpointID]string // names of links that ports want
+	tunnels map[uint32]bool // by number
+}
+
+func (c *checker) say(ok bool, format string, args ...any) {
+	if !ok {
+		panic("plan contradicts itself: " + fmt.Sprintf(format, args...))
+	}
+}
+
+func (c *checker) port(n uint32, user string) {
+	c.say(n > 0 && n <= portMax, "port number %d of %s", n, user)
+	other, twice := c.ports[n]
+	c.say(!twice, "port number %d for %s and %s", n, other, user)
+	c.ports[n] = user
+}
+
+func (c *checker) name(name string) {
+	c.say(name != "" && len(name) <= nameMax, "name %q of a device", name)
+	c.say(!c.names[name], "name %s twice", name)
+	c.names[name] = true
+}
+
+func (c *checker) network(n *Network) {
+	c.say(len(n.Ports) > 0, "network %s without a member here", n.Name)
+	c.say((n.Device != nil) == (c.host.Transport == state.KernelVXLAN), "device of network %s on %s", n.Name, c.host.Transport)
+	if d := n.Device; d != nil {
+		c.port(d.OFPort, d.Name)
+		c.name(d.Name)
+		c.say(d.VNI == n.VNI, "VNI %d of %s", d.VNI, d.Name)
+	}
+	addrs, macs := map[netip.Addr]bool{}, map[state.MAC]bool{}
+	unique := func(a netip.Addr, m state.MAC) {
+		c.say(n.Subnet.Contains(a) && !addrs[a], "address %s in network %s", a, n.Name)
+		c.say(!macs[m], "MAC %s in network %s twice", m, n.Name)
+		addrs[a], macs[m] = true, true
+	}
+	for _, p := range n.Ports {
+		unique(p.Addr, p.MAC)
+		c.port(p.OFPort, p.Endpoint.String())
+		if p.Link != "" {
+			c.name(p.Link)
+			c.links[p.Endpoint] = p.Link
+		}
+	}
+	for _, r := range n.Remotes {
+		unique(r.Addr, r.MAC)
+		way := c.tunnels[r.OFPort] || n.Device != nil && n.Device.OFPort == r.OFPort
+		c.say(way, "way %d to %s of network %s", r.OFPort, r.Addr, n.Name)
+	}
+	for _, p := range n.Flood {
+		c.say(c.tunnels[p], "flood to %d in network %s", p, n.Name)
+	}
+}
