@@ -17,7 +17,7 @@ type CreateNetwork struct {
 	Force bool  // allow a subnet that overlaps another network's
 }
 
-// RemoveNetwork removes a network's definition. Refused with [ErrInUse] while users are known,
+// RemoveNetwork removes a network's definition. Refused with [ErrNetworkInUse] while users are known,
 // unless Force, which asks the users it sees to detach.
 type RemoveNetwork struct {
 	ID    NetworkID

@@ -1,6 +1,9 @@
 package state
 
-import "errors"
+import (
+	"errors"
+	"fmt"
+)
 
 // The kinds of refusal. Errors of this package and of those above it wrap one of them; what is
 // wrapped around says what was tried and what a person can do.
@@ -33,3 +36,16 @@ var (
 	// begins a new epoch.
 	ErrDoubt = errors.New("this node was rolled back or copied")
 )
+
+// Refuse returns an error of a kind whose text is for people: why, and what to do.
+func Refuse(kind error, format string, args ...any) error {
+	return &refusal{kind, fmt.Sprintf(format, args...)}
+}
+
+type refusal struct {
+	kind error
+	text string
+}
+
+func (r *refusal) Error() string { return r.text }
+func (r *refusal) Unwrap() error { return r.kind }

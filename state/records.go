@@ -135,6 +135,8 @@ type Definition struct {
 	Reserve   []Range // sorted; never allocated
 	Labels    []Label // sorted by key
 	Life      uint32  // how often this definition was removed before
+
+	unknown []byte
 }
 
 // Created is the shared record of a network: key net/<id>.

@@ -1,8 +1,11 @@
 package state
 
 import (
+	"cmp"
 	"iter"
 	"net/netip"
+	"slices"
+	"strings"
 
 	"meshnet/crdt"
 )
@@ -13,16 +16,20 @@ import (
 type View struct {
 	version   uint64
 	digest    [16]byte
-	nodes     []*Node    // by id
-	networks  []*Network // by shown name
-	byID      map[NetworkID]*Network
-	byName    map[string]*Network
-	index     *index
+	nodes     []*Node        // by id
+	networks  []*Network     // by shown name
+	ids       []*Network     // by id
+	endpoints *[shards]shard // shared with the view before where they did not change
+	settled   []Conflict     // names and VNIs
 	conflicts []Conflict
 	forgotten map[NodeID]crdt.Epoch
 }
 
-type index struct{}
+// shards is in how many parts the index of endpoints is copied when it changes.
+const shards = 256
+
+// shard is endpoints by (id, time, node).
+type shard []*Endpoint
 
 // Network is one network as every node sees it. Immutable.
 type Network struct {
@@ -37,8 +44,21 @@ type Network struct {
 
 	claims  []*Endpoint // by (address, id, node)
 	shown   []*Endpoint // by address
-	members []NodeID    // ascending
-	blocks  []*Block    // by (prefix, node)
+	unshown []loser
+	members []NodeID // ascending
+	blocks  []*Block // by (prefix, node)
+	lengths []int    // of the prefixes of blocks, ascending
+	roots   []ranked // the highest first
+	killed  []NodeID // ascending
+}
+
+// loser is an endpoint that is not shown and, where another has its address, that one.
+type loser struct{ lost, kept *Endpoint }
+
+// ranked is a root and whether it is sealed.
+type ranked struct {
+	Root
+	sealed bool
 }
 
 // ConflictKind tells what was claimed twice.
@@ -49,89 +69,200 @@ const (
 	ConflictName ConflictKind = iota
 	// ConflictVNI: two networks, one VNI.
 	ConflictVNI
-	// ConflictAddress: two endpoints, one address.
+	// ConflictAddress: two endpoints, one address, or an endpoint with an address that its network
+	// does not have.
 	ConflictAddress
 )
+
+// String returns name, vni or address.
+func (k ConflictKind) String() string {
+	switch k {
+	case ConflictName:
+		return "name"
+	case ConflictVNI:
+		return "vni"
+	}
+	return "address"
+}
 
 // Conflict is something that two sides both claimed and how every view settles it.
 type Conflict struct {
 	Kind    ConflictKind
 	What    string // the name, VNI or address
 	Network NetworkID
-	Kept    string // who shows it
+	Kept    string // who shows it; empty: nobody
 	Lost    string // who does not, and under what it goes on
 }
 
 // Version counts the views of one document; a later view has a higher one.
-func (v *View) Version() uint64 { panic("todo") }
+func (v *View) Version() uint64 { return v.version }
 
 // Digest is equal on two nodes exactly when their merged state is.
-func (v *View) Digest() [16]byte { panic("todo") }
+func (v *View) Digest() [16]byte { return v.digest }
 
 // Node returns a node's record. Forgotten nodes have none.
-func (v *View) Node(id NodeID) (*Node, bool) { panic("todo") }
+func (v *View) Node(id NodeID) (*Node, bool) {
+	i, found := slices.BinarySearchFunc(v.nodes, id, func(n *Node, id NodeID) int { return cmp.Compare(n.ID, id) })
+	if !found {
+		return nil, false
+	}
+	return v.nodes[i], true
+}
 
 // Nodes returns all nodes in the order of their ids. The slice is the view's.
-func (v *View) Nodes() []*Node { panic("todo") }
+func (v *View) Nodes() []*Node { return v.nodes }
 
 // Network returns a network by id.
-func (v *View) Network(id NetworkID) (*Network, bool) { panic("todo") }
+func (v *View) Network(id NetworkID) (*Network, bool) {
+	i, found := slices.BinarySearchFunc(v.ids, id, func(n *Network, id NetworkID) int { return cmp.Compare(n.ID, id) })
+	if !found {
+		return nil, false
+	}
+	return v.ids[i], true
+}
 
 // ByName returns the network shown under a name.
-func (v *View) ByName(name string) (*Network, bool) { panic("todo") }
+func (v *View) ByName(name string) (*Network, bool) {
+	i, found := slices.BinarySearchFunc(v.networks, name, func(n *Network, name string) int {
+		return strings.Compare(n.Name, name)
+	})
+	if !found {
+		return nil, false
+	}
+	return v.networks[i], true
+}
 
 // Networks returns all networks in the order of their shown names. The slice is the view's.
-func (v *View) Networks() []*Network { panic("todo") }
+func (v *View) Networks() []*Network { return v.networks }
 
 // Endpoint returns an endpoint by id, reachable or not.
-func (v *View) Endpoint(id EndpointID) (*Endpoint, bool) { panic("todo") }
+func (v *View) Endpoint(id EndpointID) (*Endpoint, bool) {
+	s := v.endpoints[id%shards]
+	i, found := slices.BinarySearchFunc(s, id, func(e *Endpoint, id EndpointID) int { return cmp.Compare(e.ID, id) })
+	if !found {
+		return nil, false
+	}
+	return s[i], true
+}
 
 // Conflicts lists what was settled against somebody, in a fixed order. The slice is the view's.
-func (v *View) Conflicts() []Conflict { panic("todo") }
-
-// Endpoints yields the endpoints that are reachable, one an address, in the order of addresses.
-func (n *Network) Endpoints() iter.Seq[*Endpoint] { panic("todo") }
-
-// Claims yields all endpoints, also those whose address another one shows, in the order of
-// (address, id).
-func (n *Network) Claims() iter.Seq[*Endpoint] { panic("todo") }
-
-// Len is how many endpoints are reachable.
-func (n *Network) Len() int { panic("todo") }
-
-// At returns the reachable endpoint with an address.
-func (n *Network) At(a netip.Addr) (*Endpoint, bool) { panic("todo") }
-
-// Members returns the nodes with an endpoint here, in the order of their ids. The slice is the
-// network's.
-func (n *Network) Members() []NodeID { panic("todo") }
-
-// HasMember reports whether a node has an endpoint here.
-func (n *Network) HasMember(id NodeID) bool { panic("todo") }
-
-// Blocks returns the block records of all nodes, in the order of (prefix, node). The slice is the
-// network's.
-func (n *Network) Blocks() []*Block { panic("todo") }
-
-// Winner returns the root that counts: sealed roots come first, then the lowest (At, Creator). None
-// is known of a network without block records.
-func (n *Network) Winner() (Root, bool) { panic("todo") }
-
-// Sealed reports whether a node other than its creator has taken from a root.
-func (n *Network) Sealed(r Root) bool { panic("todo") }
-
-// Top returns the record that counts for an address: of the highest root, then of the highest
-// version, then own before offer.
-func (n *Network) Top(a netip.Addr) (*Block, bool) { panic("todo") }
-
-// Owner returns the node that owns an address: the writer of [Network.Top] where that is an Own.
-// While a range is handed over nobody does.
-func (n *Network) Owner(a netip.Addr) (NodeID, bool) { panic("todo") }
+func (v *View) Conflicts() []Conflict { return v.conflicts }
 
 // Killed reports whether a person removed the network by force and saw this node's present use of
 // it: the node then detaches its endpoints there.
-func (v *View) Killed(net NetworkID, node NodeID) bool { panic("todo") }
+func (v *View) Killed(net NetworkID, node NodeID) bool {
+	n, ok := v.Network(net)
+	if !ok {
+		return false
+	}
+	_, found := slices.BinarySearch(n.killed, node)
+	return found
+}
 
 // Forgotten returns the epoch up to which a node was given up for good. A record of a later epoch
 // counts again.
-func (v *View) Forgotten(id NodeID) (crdt.Epoch, bool) { panic("todo") }
+func (v *View) Forgotten(id NodeID) (crdt.Epoch, bool) {
+	e, ok := v.forgotten[id]
+	return e, ok
+}
+
+// Endpoints yields the endpoints that are reachable, one an address, in the order of addresses.
+func (n *Network) Endpoints() iter.Seq[*Endpoint] { return slices.Values(n.shown) }
+
+// Claims yields all endpoints, also those whose address another one shows, in the order of
+// (address, id).
+func (n *Network) Claims() iter.Seq[*Endpoint] { return slices.Values(n.claims) }
+
+// Len is how many endpoints are reachable.
+func (n *Network) Len() int { return len(n.shown) }
+
+// At returns the reachable endpoint with an address.
+func (n *Network) At(a netip.Addr) (*Endpoint, bool) {
+	i, found := slices.BinarySearchFunc(n.shown, a, func(e *Endpoint, a netip.Addr) int { return e.Addr.Compare(a) })
+	if !found {
+		return nil, false
+	}
+	return n.shown[i], true
+}
+
+// Members returns the nodes with an endpoint here, in the order of their ids. The slice is the
+// network's.
+func (n *Network) Members() []NodeID { return n.members }
+
+// HasMember reports whether a node has an endpoint here.
+func (n *Network) HasMember(id NodeID) bool {
+	_, found := slices.BinarySearch(n.members, id)
+	return found
+}
+
+// Blocks returns the block records of all nodes, in the order of (prefix, node). The slice is the
+// network's.
+func (n *Network) Blocks() []*Block { return n.blocks }
+
+// Winner returns the root that counts: sealed roots come first, then the lowest (At, Creator). None
+// is known of a network without block records.
+func (n *Network) Winner() (Root, bool) {
+	if len(n.roots) == 0 {
+		return Root{}, false
+	}
+	return n.roots[0].Root, true
+}
+
+// Sealed reports whether a node other than its creator has taken from a root.
+func (n *Network) Sealed(r Root) bool { return slices.Contains(n.roots, ranked{r, true}) }
+
+// Top returns the record that counts for an address: of the highest root, then of the highest
+// version, then own before offer, then of the lowest node.
+func (n *Network) Top(a netip.Addr) (*Block, bool) {
+	var top *Block
+	for _, bits := range n.lengths {
+		p, err := a.Prefix(bits)
+		if err != nil {
+			continue
+		}
+		i, _ := slices.BinarySearchFunc(n.blocks, p, func(k *Block, p netip.Prefix) int { return comparePrefixes(k.Prefix, p) })
+		for ; i < len(n.blocks) && n.blocks[i].Prefix == p; i++ {
+			if k := n.blocks[i]; top == nil || n.outranks(k, top) {
+				top = k
+			}
+		}
+	}
+	return top, top != nil
+}
+
+func (n *Network) outranks(a, b *Block) bool {
+	return cmp.Or(cmp.Compare(n.rank(a.Root), n.rank(b.Root)), -cmp.Compare(a.Ver, b.Ver),
+		cmp.Compare(a.Kind, b.Kind), cmp.Compare(a.Node, b.Node)) < 0
+}
+
+// rank is zero for the highest root.
+func (n *Network) rank(r Root) int {
+	return slices.IndexFunc(n.roots, func(x ranked) bool { return x.Root == r })
+}
+
+// Owner returns the node that owns an address: the writer of [Network.Top] where that is an Own.
+// While a range is handed over nobody does.
+func (n *Network) Owner(a netip.Addr) (NodeID, bool) {
+	if k, ok := n.Top(a); ok && k.Kind == Own {
+		return k.Node, true
+	}
+	return 0, false
+}
+
+// Users lists the containers on the network as "c1 on host1", at most limit of them, in the order of
+// their addresses.
+func (v *View) Users(n *Network, limit int) (users []string) {
+	for _, e := range n.claims[:min(limit, len(n.claims))] {
+		users = append(users, v.describe(e))
+	}
+	return users
+}
+
+// describe names an endpoint for people.
+func (v *View) describe(e *Endpoint) string {
+	host := e.Node.String()
+	if n, ok := v.Node(e.Node); ok {
+		host = n.Name
+	}
+	return e.Container + " on " + host
+}

@@ -1,0 +1,286 @@
+package state
+
+import (
+	"cmp"
+	"maps"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"meshnet/crdt"
+)
+
+// model is the decoded records, and what of them changed since the last view.
+type model struct {
+	nodes     map[NodeID]*Node
+	endpoints map[endpointAt]*Endpoint
+	nets      map[NetworkID]*netModel
+	forgotten map[NodeID]crdt.Epoch
+
+	dirtyNodes     bool
+	dirtyForgotten bool
+	dirtySet       bool                    // names and VNIs have to be settled again
+	dirtyNets      map[NetworkID]*netModel // have to be built again
+	dirtyEndpoints map[endpointAt]*Endpoint
+	unread         uint64
+}
+
+// endpointAt names an endpoint record: two hosts with one disk may both have written one id.
+type endpointAt struct {
+	id   EndpointID
+	node NodeID
+}
+
+type blockAt struct {
+	prefix netip.Prefix
+	node   NodeID
+}
+
+// netModel is all that is said of one network.
+type netModel struct {
+	id      NetworkID
+	created *Created // as shared; nil: removed or not known yet
+	uses    map[NodeID]used
+	members map[NodeID]int // endpoints of each node
+	kills   map[NodeID]useAt
+
+	// What changed since the last view; nil is gone.
+	claims  map[endpointAt]*Endpoint
+	blocks  map[blockAt]*Block
+	joined  bool // or left: another set of members
+	changed bool // something else
+
+	allBlocks map[blockAt]*Block
+	built     *Network
+}
+
+type used struct {
+	use *Use
+	at  useAt
+}
+
+func newModel() model {
+	return model{
+		nodes:          make(map[NodeID]*Node),
+		endpoints:      make(map[endpointAt]*Endpoint),
+		nets:           make(map[NetworkID]*netModel),
+		forgotten:      make(map[NodeID]crdt.Epoch),
+		dirtyNets:      make(map[NetworkID]*netModel),
+		dirtyEndpoints: make(map[endpointAt]*Endpoint),
+	}
+}
+
+// net returns the model of a network, made if need be and marked as changed.
+func (m *model) net(id NetworkID) *netModel {
+	n := m.nets[id]
+	if n == nil {
+		n = &netModel{
+			id: id, uses: make(map[NodeID]used), members: make(map[NodeID]int),
+			allBlocks: make(map[blockAt]*Block),
+			claims:    make(map[endpointAt]*Endpoint), blocks: make(map[blockAt]*Block),
+		}
+		m.nets[id] = n
+	}
+	m.dirtyNets[id] = n
+	return n
+}
+
+// void reports whether nothing is said of a network any more.
+func (n *netModel) void() bool {
+	return n.created == nil && len(n.uses)+len(n.members)+len(n.allBlocks)+len(n.kills) == 0
+}
+
+// onOwned reads a key of a node's map again.
+func (d *Doc) onOwned(n crdt.Node, key string) {
+	op, ok := d.owned.Get(n, key)
+	word, _, _ := strings.Cut(key, "/")
+	switch word + "/" {
+	case keyNode + "/":
+		d.model.setNode(n, op, ok)
+	case keyEndpoint:
+		d.model.setEndpoint(n, key, op, ok)
+	case keyUse:
+		d.model.setUse(n, key, op, ok)
+	case keyBlock:
+		d.model.setBlock(n, key, op, ok)
+	}
+}
+
+// read counts a record that is there and has no known form.
+func (m *model) read(ok bool, err error) bool {
+	if ok && err != nil {
+		m.unread++
+	}
+	return ok && err == nil
+}
+
+func (m *model) setNode(n NodeID, op crdt.Op, ok bool) {
+	rec, err := decodeNode(op.Value)
+	m.dirtyNodes = true
+	if !m.read(ok, err) {
+		delete(m.nodes, n)
+		return
+	}
+	rec.ID, rec.Epoch = n, op.Epoch
+	m.nodes[n] = &rec
+}
+
+func (m *model) setEndpoint(n NodeID, key string, op crdt.Op, ok bool) {
+	id, named := parseID[EndpointID](key, keyEndpoint)
+	if !named {
+		return
+	}
+	at := endpointAt{id, n}
+	if was := m.endpoints[at]; was != nil {
+		net := m.net(was.Network)
+		net.claims[at] = nil
+		if net.members[n]--; net.members[n] == 0 {
+			delete(net.members, n)
+			net.joined = true
+		}
+		delete(m.endpoints, at)
+	}
+	m.dirtyEndpoints[at] = nil
+	e, err := decodeEndpoint(op.Value)
+	if !m.read(ok, err) {
+		return
+	}
+	e.ID, e.Node = id, n
+	m.endpoints[at] = &e
+	m.dirtyEndpoints[at] = &e
+	net := m.net(e.Network)
+	net.claims[at] = &e
+	if net.members[n]++; net.members[n] == 1 {
+		net.joined = true
+	}
+}
+
+func (m *model) setUse(n NodeID, key string, op crdt.Op, ok bool) {
+	id, named := parseID[NetworkID](key, keyUse)
+	if !named {
+		return
+	}
+	net := m.net(id)
+	net.changed, m.dirtySet = true, true
+	u, err := decodeUse(op.Value)
+	if !m.read(ok, err) || u.Created.Def.Check() != nil {
+		delete(net.uses, n)
+		return
+	}
+	u.Node, u.Network = n, id
+	net.uses[n] = used{&u, useOf(op)}
+}
+
+func (m *model) setBlock(n NodeID, key string, op crdt.Op, ok bool) {
+	id, prefix, named := parseBlockKey(key)
+	if !named {
+		return
+	}
+	net := m.net(id)
+	at := blockAt{prefix, n}
+	net.blocks[at] = nil
+	delete(net.allBlocks, at)
+	k, err := decodeBlock(op.Value)
+	if !m.read(ok, err) {
+		return
+	}
+	k.Node, k.Network, k.Prefix = n, id, prefix
+	net.blocks[at], net.allBlocks[at] = &k, &k
+}
+
+// onShared reads a shared key again.
+func (d *Doc) onShared(key string) {
+	m := &d.model
+	word, _, _ := strings.Cut(key, "/")
+	switch word + "/" {
+	case keyNetwork:
+		if id, ok := parseID[NetworkID](key, keyNetwork); ok {
+			e, ok := d.shared.Value(key)
+			net := m.net(id)
+			net.created, net.changed, m.dirtySet = nil, true, true
+			if c, err := decodeCreated(e.Value); m.read(ok, err) && c.Def.Check() == nil {
+				net.created = &c
+			}
+		}
+	case keyKill:
+		if id, ok := parseID[NetworkID](key, keyKill); ok {
+			net := m.net(id)
+			net.changed = true
+			net.kills = d.kills(key)
+		}
+	case keyForget:
+		if id, ok := parseID[NodeID](key, keyForget); ok {
+			if e := crdt.Epoch(d.count(key)); e > m.forgotten[id] {
+				m.forgotten[id] = e
+				m.dirtyForgotten = true
+				d.owned.Forget(id, e)
+			}
+		}
+	}
+}
+
+// count reads a record that counts as the highest of its values.
+func (d *Doc) count(key string) (highest uint32) {
+	for _, e := range d.shared.Values(key) {
+		if n, err := decodeCount(e.Value); d.model.read(true, err) {
+			highest = max(highest, n)
+		}
+	}
+	return highest
+}
+
+// kills reads the uses that a key's values name between them, the latest of each node.
+func (d *Doc) kills(key string) map[NodeID]useAt {
+	out := make(map[NodeID]useAt)
+	for _, e := range d.shared.Values(key) {
+		k, err := decodeKill(e.Value)
+		if !d.model.read(true, err) {
+			continue
+		}
+		for _, u := range k.uses {
+			if was, ok := out[u.node]; !ok || was.before(u) {
+				out[u.node] = u
+			}
+		}
+	}
+	return out
+}
+
+// before reports whether one node wrote a use before another of its uses.
+func (u useAt) before(v useAt) bool {
+	return u.epoch < v.epoch || u.epoch == v.epoch && u.seq < v.seq
+}
+
+// shows returns the record that a network is shown with: the shared one or, when its definition was
+// removed, the lowest of those that its users keep.
+func (n *netModel) shows() (c Created, removed, ok bool) {
+	if n.created != nil {
+		return *n.created, false, true
+	}
+	var low *Created
+	for _, node := range slices.Sorted(maps.Keys(n.uses)) {
+		if c := &n.uses[node].use.Created; low == nil || c.compare(low) < 0 {
+			low = c
+		}
+	}
+	if low == nil {
+		return Created{}, false, false
+	}
+	return *low, true, true
+}
+
+func (c *Created) compare(d *Created) int {
+	return cmp.Or(cmp.Compare(c.Lamport, d.Lamport), cmp.Compare(c.At, d.At),
+		cmp.Compare(c.Creator, d.Creator), cmp.Compare(c.VNI, d.VNI))
+}
+
+// killed lists the nodes whose present use was seen by who removed the network by force.
+func (n *netModel) killed() (nodes []NodeID) {
+	for node, u := range n.uses {
+		if k, ok := n.kills[node]; ok && !k.before(u.at) {
+			nodes = append(nodes, node)
+		}
+	}
+	slices.Sort(nodes)
+	return nodes
+}
