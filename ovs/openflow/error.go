@@ -21,7 +21,7 @@ const (
 	experimenterONF    uint32 = 0x4f4e4600
 )
 
-// Error is the name that the specification or ovs-ofctl(8) has for it, with the numbers.
+// Error is the name that Open vSwitch has for it, with the numbers.
 func (e Error) Error() string {
 	if e.Type == errorExperimenter {
 		if name, ok := experimenterErrors[experimenterError{e.Experimenter, e.Code}]; ok {
@@ -56,20 +56,20 @@ func decodeError(r *reader) Error {
 	return e
 }
 
-// standardErrors names the codes of each type, both being the index (ONF TS-012, section 7.5.4). Types that only
-// answer requests we never make have no codes here.
+// standardErrors names the codes of each type, both being the index (ONF TS-012, section 7.5.4), as Open vSwitch does.
+// Types that only answer requests we never make have no codes here.
 var standardErrors = [...]struct {
 	prefix string
 	codes  []string
 }{
 	0: {"OFPHFC", []string{"INCOMPATIBLE", "EPERM"}},
 	1: {"OFPBRC", []string{
-		"BAD_VERSION", "BAD_TYPE", "BAD_MULTIPART", "BAD_EXPERIMENTER", "BAD_EXP_TYPE", "EPERM", "BAD_LEN",
-		"BUFFER_EMPTY", "BUFFER_UNKNOWN", "BAD_TABLE_ID", "IS_SLAVE", "BAD_PORT", "BAD_PACKET",
+		"BAD_VERSION", "BAD_TYPE", "BAD_STAT", "BAD_VENDOR", "BAD_SUBTYPE", "EPERM", "BAD_LEN",
+		"BUFFER_EMPTY", "BUFFER_UNKNOWN", "BAD_TABLE_ID", "IS_SECONDARY", "BAD_PORT", "BAD_PACKET",
 		"MULTIPART_BUFFER_OVERFLOW",
 	}},
 	2: {"OFPBAC", []string{
-		"BAD_TYPE", "BAD_LEN", "BAD_EXPERIMENTER", "BAD_EXP_TYPE", "BAD_OUT_PORT", "BAD_ARGUMENT", "EPERM",
+		"BAD_TYPE", "BAD_LEN", "BAD_VENDOR", "BAD_VENDOR_TYPE", "BAD_OUT_PORT", "BAD_ARGUMENT", "EPERM",
 		"TOO_MANY", "BAD_QUEUE", "BAD_OUT_GROUP", "MATCH_INCONSISTENT", "UNSUPPORTED_ORDER", "BAD_TAG",
 		"BAD_SET_TYPE", "BAD_SET_LEN", "BAD_SET_ARGUMENT",
 	}},

@@ -65,11 +65,9 @@ type matchField struct {
 
 var errMask = errors.New("mask that meshnet never writes")
 
-// matchFields is in the order of encoding: a field comes after those it depends on.
+// matchFields is in the order of encoding, which is Open vSwitch's own: a field comes after those it depends on.
 var matchFields = [...]matchField{
 	exact(oxmInPort, func(m *flow.Match) *uint32 { return &m.InPort }),
-	masked(oxmTunID, func(m *flow.Match) *flow.Masked[uint64] { return &m.TunID }),
-	masked(oxmMetadata, func(m *flow.Match) *flow.Masked[uint64] { return &m.Metadata }),
 	mac(oxmEthSrc, func(m *flow.Match) (v, mask *[6]byte) {
 		return (*[6]byte)(&m.EthSrc.Value), (*[6]byte)(&m.EthSrc.Mask)
 	}),
@@ -77,9 +75,9 @@ var matchFields = [...]matchField{
 		return (*[6]byte)(&m.EthDst.Value), (*[6]byte)(&m.EthDst.Mask)
 	}),
 	exact(oxmEthType, func(m *flow.Match) *uint16 { return &m.EthType }),
-	exact(oxmIPProto, func(m *flow.Match) *uint8 { return &m.IPProto }),
 	prefix(oxmIPv4Src, func(m *flow.Match) *netip.Prefix { return &m.IPSrc }),
 	prefix(oxmIPv4Dst, func(m *flow.Match) *netip.Prefix { return &m.IPDst }),
+	exact(oxmIPProto, func(m *flow.Match) *uint8 { return &m.IPProto }),
 	port(oxmTCPSrc, flow.ProtoTCP, func(m *flow.Match) *flow.Masked[uint16] { return &m.TPSrc }),
 	port(oxmTCPDst, flow.ProtoTCP, func(m *flow.Match) *flow.Masked[uint16] { return &m.TPDst }),
 	port(oxmUDPSrc, flow.ProtoUDP, func(m *flow.Match) *flow.Masked[uint16] { return &m.TPSrc }),
@@ -95,6 +93,8 @@ var matchFields = [...]matchField{
 	mac(oxmARPTHA, func(m *flow.Match) (v, mask *[6]byte) {
 		return (*[6]byte)(&m.ARPTHA.Value), (*[6]byte)(&m.ARPTHA.Mask)
 	}),
+	masked(oxmTunID, func(m *flow.Match) *flow.Masked[uint64] { return &m.TunID }),
+	masked(oxmMetadata, func(m *flow.Match) *flow.Masked[uint64] { return &m.Metadata }),
 }
 
 // exact is a field whose zero value means any, so that zero itself cannot be asked for.

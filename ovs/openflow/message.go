@@ -309,7 +309,7 @@ func decodeHello(h Header, r *reader) Hello {
 		}
 		r.skip(min(pad8(n), len(r.b)))
 	}
-	return Hello{Versions: 1<<(min(h.Version, 31)+1) - 1&^1}
+	return Hello{Versions: (1<<(min(h.Version, 31)+1) - 1) &^ 1}
 }
 
 // Speaks reports whether wire version v is offered.
