@@ -141,7 +141,7 @@ func (in *Instance) Restart(name string) {
 	if name == Server {
 		args = append(args, "--remote=punix:"+in.DB, filepath.Join(in.Dir, "conf.db"))
 	} else {
-		args = append(args, "--enable-dummy=override", "--disable-system", "--disable-system-route", "unix:"+in.DB)
+		args = append(args, "--enable-dummy=system", "--disable-system", "--disable-system-route", "unix:"+in.DB)
 	}
 	d := &daemon{cmd: exec.Command(in.path[name], args...), ended: make(chan struct{})}
 	d.cmd.Env = in.env()
