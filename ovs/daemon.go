@@ -1,0 +1,269 @@
+package ovs
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+)
+
+const (
+	serverProgram = "ovsdb-server"
+	switchProgram = "ovs-vswitchd"
+	toolProgram   = "ovsdb-tool"
+
+	// schemaFile and ctlScript are where all distributions put them.
+	schemaFile = "/usr/share/openvswitch/vswitch.ovsschema"
+	ctlScript  = "/usr/share/openvswitch/scripts/ovs-ctl"
+
+	// keyTSO is read by ovs-vswitchd once, when it starts.
+	keyTSO = "userspace-tso-enable"
+
+	// startMax bounds the start of one daemon, stopMax its end after SIGTERM.
+	startMax = 30 * time.Second
+	stopMax  = 5 * time.Second
+)
+
+// ErrNotInstalled says that a program of Open vSwitch is not on this host.
+var ErrNotInstalled = errors.New("not installed; apt-get install openvswitch-switch")
+
+// privateDir returns where a private instance has its sockets, database and logs. With OVS_RUNDIR,
+// OVS_LOGDIR and OVS_DBDIR set to it, ovs-vsctl, ovs-ofctl and ovs-appctl speak to that instance.
+func privateDir(runDir string) string { return filepath.Join(runDir, "ovs") }
+
+// instance is an Open vSwitch of our own. Its daemons are no children: they go on when we end, and
+// are found again by pidfile.
+type instance struct {
+	dir        string
+	switchArgs []string // more arguments of ovs-vswitchd, for tests
+}
+
+func (in instance) address() string { return "unix:" + filepath.Join(in.dir, "db.sock") }
+
+// ensure starts what of the instance does not run. tso is put into the database before ovs-vswitchd
+// starts; one that runs with the other setting is restarted.
+func (in instance) ensure(ctx context.Context, tso bool) error {
+	if err := os.MkdirAll(in.dir, 0o755); err != nil {
+		return fmt.Errorf("make a directory for Open vSwitch: %w", err)
+	}
+	if !in.running(serverProgram) {
+		if err := in.startServer(ctx); err != nil {
+			return err
+		}
+	}
+	changed, err := in.prepare(ctx, tso)
+	if err != nil {
+		return err
+	}
+	if changed {
+		if err := in.stop(ctx, switchProgram); err != nil {
+			return err
+		}
+	}
+	if in.running(switchProgram) {
+		return nil
+	}
+	return in.start(ctx, switchProgram, append([]string{in.address()}, in.switchArgs...)...)
+}
+
+// prepare writes into the database what ovs-vswitchd has to find there when it starts, and reports
+// whether it was otherwise.
+func (in instance) prepare(ctx context.Context, tso bool) (changed bool, err error) {
+	db, err := dialDB(ctx, in.address())
+	if err != nil {
+		return false, err
+	}
+	defer db.close()
+	if err := db.addRoot(ctx); err != nil {
+		return false, fmt.Errorf("initialize the database: %w", err)
+	}
+	root := db.root()
+	if root == nil {
+		return false, errLost
+	}
+	if (root.OtherConfig[keyTSO] == "true") == tso {
+		return false, nil
+	}
+	tx := &transaction{}
+	tx.setMap(tableRoot, root.UUID, "other_config", map[string]string{keyTSO: strconv.FormatBool(tso)}, keyTSO)
+	if err := db.transact(ctx, tx.ops); err != nil {
+		return false, fmt.Errorf("set %s: %w", keyTSO, err)
+	}
+	return true, nil
+}
+
+// startServer starts ovsdb-server, on a new database if there is none or if it does not read the one
+// there is: all in it can be derived again.
+func (in instance) startServer(ctx context.Context) error {
+	file := filepath.Join(in.dir, "conf.db")
+	args := []string{file, "--remote=punix:" + filepath.Join(in.dir, "db.sock")}
+	if _, err := os.Stat(file); err == nil {
+		first := in.start(ctx, serverProgram, args...)
+		if first == nil {
+			return nil
+		}
+		if err := os.Rename(file, file+".bad"); err != nil {
+			return errors.Join(first, err)
+		}
+	} else if !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("find the Open vSwitch database: %w", err)
+	}
+	if err := in.run(ctx, toolProgram, "create", file, schemaFile); err != nil {
+		return err
+	}
+	return in.start(ctx, serverProgram, args...)
+}
+
+// start starts a daemon in a session of its own and returns when it is ready.
+func (in instance) start(ctx context.Context, program string, args ...string) error {
+	args = append(args, "--detach", "--no-chdir", "-vconsole:err", "-vsyslog:err",
+		"--pidfile="+in.pidFile(program), "--log-file="+filepath.Join(in.dir, program+".log"))
+	return in.run(ctx, program, args...)
+}
+
+// run runs a program of Open vSwitch to its end.
+func (in instance) run(ctx context.Context, program string, args ...string) error {
+	path, err := findProgram(program)
+	if err != nil {
+		return err
+	}
+	cmd := exec.Command(path, args...)
+	cmd.Env = append(os.Environ(), "OVS_RUNDIR="+in.dir, "OVS_LOGDIR="+in.dir, "OVS_DBDIR="+in.dir)
+	return runCommand(ctx, cmd)
+}
+
+// runCommand runs a command for at most [startMax]. Its error holds what it printed.
+func runCommand(ctx context.Context, cmd *exec.Cmd) error {
+	var out bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &out
+	// A daemon that got detached may keep these open for a moment.
+	cmd.WaitDelay = time.Second
+	if err := cmd.Start(); err != nil {
+		return fmt.Errorf("run %s: %w", filepath.Base(cmd.Path), err)
+	}
+	ctx, cancel := context.WithTimeout(ctx, startMax)
+	stop := context.AfterFunc(ctx, func() { _ = cmd.Process.Kill() }) // it has ended already: fine
+	err := cmd.Wait()
+	stop()
+	cancel()
+	if err != nil && !errors.Is(err, exec.ErrWaitDelay) {
+		return fmt.Errorf("run %s: %w: %s", filepath.Base(cmd.Path), err, lastLine(out.String()))
+	}
+	return nil
+}
+
+// stop ends a daemon and returns when it is gone. One that does not run is no error.
+func (in instance) stop(ctx context.Context, program string) error {
+	signal := syscall.SIGTERM
+	began := time.Now()
+	for {
+		pid, ok := in.pid(program)
+		if !ok {
+			return nil
+		}
+		if err := syscall.Kill(pid, signal); err != nil && !errors.Is(err, syscall.ESRCH) {
+			return fmt.Errorf("stop %s, pid %d: %w", program, pid, err)
+		}
+		if time.Since(began) > stopMax {
+			signal = syscall.SIGKILL
+		}
+		select {
+		case <-time.After(10 * time.Millisecond):
+		case <-ctx.Done():
+			return fmt.Errorf("stop %s, pid %d: %w", program, pid, ctx.Err())
+		}
+	}
+}
+
+func (in instance) pidFile(program string) string { return filepath.Join(in.dir, program+".pid") }
+
+func (in instance) running(program string) bool {
+	_, ok := in.pid(program)
+	return ok
+}
+
+// pid returns the process that a pidfile names, if it is that program of this instance: a pid may
+// long be somebody else's.
+func (in instance) pid(program string) (int, bool) {
+	text, err := os.ReadFile(in.pidFile(program))
+	if err != nil {
+		return 0, false
+	}
+	pid, err := strconv.Atoi(strings.TrimSpace(string(text)))
+	if err != nil {
+		return 0, false
+	}
+	args, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+	if err != nil {
+		return 0, false
+	}
+	name, rest, _ := strings.Cut(string(args), "\x00")
+	return pid, filepath.Base(name) == program && strings.Contains(rest, in.pidFile(program))
+}
+
+// startHost starts the host's own instance by its service, or without systemd by Open vSwitch's
+// script.
+func startHost(ctx context.Context) error {
+	if _, err := os.Stat("/run/systemd/system"); err == nil {
+		debian := runCommand(ctx, exec.Command("systemctl", "start", "openvswitch-switch.service"))
+		if debian == nil {
+			return nil
+		}
+		if err := runCommand(ctx, exec.Command("systemctl", "start", "openvswitch.service")); err != nil {
+			return errors.Join(debian, err)
+		}
+		return nil
+	}
+	return runCommand(ctx, exec.Command(ctlScript, "start", "--system-id=random"))
+}
+
+// findProgram looks for a program where distributions put it, which is not always on the PATH.
+func findProgram(name string) (string, error) {
+	if path, err := exec.LookPath(name); err == nil {
+		return path, nil
+	}
+	for _, dir := range []string{"/usr/sbin", "/usr/local/sbin"} {
+		if path, err := exec.LookPath(filepath.Join(dir, name)); err == nil {
+			return path, nil
+		}
+	}
+	return "", fmt.Errorf("find %s: %w", name, ErrNotInstalled)
+}
+
+// answers reports whether somebody listens on a Unix socket.
+func answers(path string) bool {
+	c, err := net.DialTimeout("unix", path, time.Second)
+	if err != nil {
+		return false
+	}
+	c.Close()
+	return true
+}
+
+// switchAnswers reports whether an ovs-vswitchd with its sockets in dir answers.
+func switchAnswers(dir string) bool {
+	sockets, err := filepath.Glob(filepath.Join(dir, switchProgram+".*ctl"))
+	if err != nil {
+		return false // dir is no pattern of ours
+	}
+	for _, s := range sockets {
+		if answers(s) {
+			return true
+		}
+	}
+	return false
+}
+
+func lastLine(s string) string {
+	s = strings.TrimSpace(s)
+	return s[strings.LastIndexByte(s, '\n')+1:]
+}

@@ -1,0 +1,290 @@
+package ovs
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"meshnet/ovs/ovstest"
+	"meshnet/plan"
+	"meshnet/state"
+)
+
+// shortDir returns a directory whose name leaves room for a Unix socket's.
+func shortDir(t *testing.T) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "ovs-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := os.RemoveAll(dir); err != nil {
+			t.Error(err)
+		}
+	})
+	return dir
+}
+
+// private returns a switch with an instance of its own on the dummy datapath, which ends with the
+// test.
+func private(t *testing.T, tso bool) (*Switch, string) {
+	t.Helper()
+	ovstest.Start(t) // skips where there is no Open vSwitch
+	dir := shortDir(t)
+	sw, err := New(Config{
+		Choice: plan.Choice{Private: true, TSO: tso}, RunDir: dir, HostRunDir: filepath.Join(dir, "host"),
+		Bridge: "meshnet", Log: slog.New(slog.DiscardHandler),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	sw.own.switchArgs = []string{"--enable-dummy=system", "--disable-system", "--disable-system-route"}
+	sw.devices = func() (map[string]int, error) { return map[string]int{"mc-c1": 1, "mc-c2": 2, "mc-g1": 3}, nil }
+	t.Cleanup(func() {
+		for _, program := range []string{switchProgram, serverProgram} {
+			if err := sw.own.stop(context.Background(), program); err != nil {
+				t.Error(err)
+			}
+		}
+	})
+	return sw, dir
+}
+
+// eventually applies at each drift until it succeeds.
+func eventually(t *testing.T, sw *Switch, h *plan.Host) plan.Found {
+	t.Helper()
+	var err error
+	for end := time.Now().Add(bound); time.Now().Before(end); {
+		var found plan.Found
+		if _, found, err = sw.Apply(context.Background(), h); err == nil {
+			return found
+		}
+		select {
+		case <-sw.Drift():
+		case <-time.After(100 * time.Millisecond):
+		}
+	}
+	t.Fatalf("apply: %v", err)
+	return plan.Found{}
+}
+
+func TestPrivateInstance(t *testing.T) {
+	t.Parallel()
+	sw, _ := private(t, true)
+	h := tunnelHost(state.OVSUserspace)
+
+	t.Log("started by Run, left by Run")
+	ctx, stop := context.WithCancel(context.Background())
+	ended := make(chan error)
+	go func() { ended <- sw.Run(ctx) }()
+	found := eventually(t, sw, h)
+	if !found.Features.TSO || found.Ports[c1] != 11 {
+		t.Errorf("found %+v", found)
+	}
+	pid, ok := sw.own.pid(switchProgram)
+	if !ok {
+		t.Fatal("ovs-vswitchd does not run")
+	}
+	stop()
+	if err := <-ended; err != nil {
+		t.Errorf("Run: %v", err)
+	}
+	if now, ok := sw.own.pid(switchProgram); !ok || now != pid {
+		t.Errorf("after Run ovs-vswitchd is process %d, %v; want %d", now, ok, pid)
+	}
+	if sid, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat"); err != nil {
+		t.Error(err)
+	} else if session := strings.Fields(string(sid))[5]; session != strconv.Itoa(pid) {
+		t.Errorf("ovs-vswitchd is in session %s, want its own, %d", session, pid)
+	}
+
+	t.Log("found again by a later Run")
+	run(t, sw)
+	steps, _, err := sw.Apply(context.Background(), h)
+	if err != nil || len(steps) > 0 {
+		t.Errorf("steps %q, error %v; want nothing to do", steps, err)
+	}
+
+	t.Log("started again when dead")
+	for _, program := range []string{switchProgram, serverProgram} {
+		pid, _ := sw.own.pid(program)
+		if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+			t.Fatal(err)
+		}
+		for end := time.Now().Add(bound); ; {
+			if now, ok := sw.own.pid(program); ok && now != pid {
+				break
+			}
+			if time.Now().After(end) {
+				t.Fatalf("%s is not started again", program)
+			}
+			<-time.After(5 * time.Millisecond)
+		}
+		eventually(t, sw, h)
+	}
+}
+
+func TestPurge(t *testing.T) {
+	t.Parallel()
+	sw, dir := private(t, false)
+	h := tunnelHost(state.OVSUserspace)
+	ctx, stop := context.WithCancel(context.Background())
+	ended := make(chan error)
+	go func() { ended <- sw.Run(ctx) }()
+	eventually(t, sw, h)
+	stop()
+	<-ended
+
+	host := ovstest.Start(t)
+	host.Vsctl("add-br", "meshnet", "--", "set", "bridge", "meshnet", "datapath_type=dummy", "external_ids:meshnet=1",
+		"--", "add-br", "theirs", "--", "set", "bridge", "theirs", "datapath_type=dummy")
+	c := PurgeConfig{RunDir: dir, HostRunDir: host.Dir, Bridge: "meshnet"}
+	steps, err := Purge(context.Background(), c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := "remove bridge meshnet, remove bridge meshnet, stop ovs-vswitchd, stop ovsdb-server, remove " + privateDir(dir)
+	if got := strings.Join(strs(steps), ", "); got != want {
+		t.Errorf("steps %s, want %s", got, want)
+	}
+	if got := host.Vsctl("list-br"); got != "theirs" {
+		t.Errorf("bridges of the host: %s", got)
+	}
+	if _, err := os.Stat(privateDir(dir)); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("%s is left: %v", privateDir(dir), err)
+	}
+	if sw.own.running(switchProgram) || sw.own.running(serverProgram) {
+		t.Error("a daemon is left")
+	}
+	if steps, err := Purge(context.Background(), c); err != nil || len(steps) > 0 {
+		t.Errorf("twice: %q, %v", steps, err)
+	}
+}
+
+// TestStopSparesStrangers: a pidfile may be older than the process that has its pid now.
+func TestStopSparesStrangers(t *testing.T) {
+	t.Parallel()
+	in := instance{dir: shortDir(t)}
+	if err := os.WriteFile(in.pidFile(switchProgram), []byte(strconv.Itoa(os.Getpid())+"\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if in.running(switchProgram) {
+		t.Fatal("this test passes for ovs-vswitchd")
+	}
+	if err := in.stop(context.Background(), switchProgram); err != nil {
+		t.Fatal(err) // and this process would be gone
+	}
+}
+
+func TestUnreadableDatabase(t *testing.T) {
+	t.Parallel()
+	sw, dir := private(t, true)
+	if err := os.MkdirAll(privateDir(dir), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(privateDir(dir), "conf.db"), []byte("no database\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	run(t, sw)
+	eventually(t, sw, tunnelHost(state.OVSUserspace))
+}
+
+// TestTSOChanges: ovs-vswitchd reads it only when it starts.
+func TestTSOChanges(t *testing.T) {
+	t.Parallel()
+	sw, _ := private(t, true)
+	ctx := context.Background()
+	if err := sw.own.ensure(ctx, false); err != nil {
+		t.Fatal(err)
+	}
+	before, _ := sw.own.pid(switchProgram)
+	if err := sw.own.ensure(ctx, false); err != nil {
+		t.Fatal(err)
+	}
+	if same, _ := sw.own.pid(switchProgram); same != before {
+		t.Error("restarted for nothing")
+	}
+	if err := sw.own.ensure(ctx, true); err != nil {
+		t.Fatal(err)
+	}
+	if after, ok := sw.own.pid(switchProgram); !ok || after == before {
+		t.Errorf("process %d, %v; want another than %d", after, ok, before)
+	}
+}
+
+// TestLeaveOther: a switch that was on the host's instance and has one of its own now leaves nothing
+// behind there.
+func TestLeaveOther(t *testing.T) {
+	t.Parallel()
+	host := ovstest.Start(t)
+	sw, _ := private(t, false)
+	sw.config.HostRunDir = host.Dir
+	host.Vsctl("add-br", "meshnet", "--", "set", "bridge", "meshnet", "datapath_type=dummy", "external_ids:meshnet=1")
+	run(t, sw)
+	eventually(t, sw, tunnelHost(state.OVSUserspace))
+	if got := host.Vsctl("list-br"); got != "" {
+		t.Errorf("bridges of the host: %s", got)
+	}
+}
+
+func TestProbe(t *testing.T) {
+	t.Parallel()
+	host := ovstest.Start(t)
+	dir := shortDir(t)
+	ctx := context.Background()
+	c := ProbeConfig{RunDir: dir, HostRunDir: filepath.Join(dir, "none"), UnderlayDevice: "br-phy"}
+	module, err := kernelDatapath(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	probe := func(want plan.OVSFacts) {
+		t.Helper()
+		want.Installed, want.Module = true, module
+		got, err := Probe(ctx, c)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got != want {
+			t.Errorf("got  %+v\nwant %+v", got, want)
+		}
+	}
+	probe(plan.OVSFacts{})
+	c.HostRunDir = host.Dir
+	probe(plan.OVSFacts{HostRunning: true})
+	host.Vsctl("add-br", "br-dp", "--", "set", "bridge", "br-dp", "datapath_type=dummy",
+		"--", "add-br", "meshnet", "--", "set", "bridge", "meshnet", "datapath_type=netdev", "external_ids:meshnet=1")
+	probe(plan.OVSFacts{HostRunning: true})
+	host.Vsctl("add-br", "br-phy", "--", "set", "bridge", "br-phy", "datapath_type=netdev",
+		"--", "set", "Open_vSwitch", ".", "other_config:userspace-tso-enable=true")
+	probe(plan.OVSFacts{HostRunning: true, HostNetdev: true, HostTSO: true, UnderlayOn: "br-phy", UnderlayNetdev: true})
+	c.UnderlayDevice = "eth0"
+	probe(plan.OVSFacts{HostRunning: true, HostNetdev: true, HostTSO: true})
+	c.HostRunDir, c.OVSDB = "", "unix:"+host.DB
+	probe(plan.OVSFacts{HostRunning: true, HostNetdev: true, HostTSO: true})
+	host.Kill(ovstest.Switchd)
+	probe(plan.OVSFacts{})
+
+	sw, dir := private(t, false)
+	if err := sw.own.ensure(ctx, false); err != nil {
+		t.Fatal(err)
+	}
+	c.RunDir = dir
+	probe(plan.OVSFacts{PrivateRunning: true})
+}
+
+func TestGenericFamily(t *testing.T) {
+	t.Parallel()
+	for name, want := range map[string]bool{"nlctrl": true, "meshnet-none": false} {
+		if got, err := genericFamily(name); err != nil || got != want {
+			t.Errorf("genericFamily(%s) = %v, %v; want %v", name, got, err, want)
+		}
+	}
+}

@@ -1,0 +1,147 @@
+package ovs
+
+import (
+	"cmp"
+	"context"
+	"encoding/binary"
+	"fmt"
+	"net/url"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+
+	"meshnet/plan"
+)
+
+// HostRunDir is where the host's own instance has its sockets, unless told otherwise.
+const HostRunDir = "/run/openvswitch"
+
+// ProbeConfig says where to look.
+type ProbeConfig struct {
+	RunDir         string // meshnet's; required
+	HostRunDir     string // sockets of the host's instance; empty: [HostRunDir]
+	OVSDB          string // address of the host's instance; empty: db.sock in HostRunDir
+	UnderlayDevice string // the interface that has the underlay address; empty: not asked for
+}
+
+// Probe reads what the host has in the way of Open vSwitch. It tries to load the kernel module and
+// changes nothing else. An error means that something answers but cannot be read.
+func Probe(ctx context.Context, c ProbeConfig) (plan.OVSFacts, error) {
+	facts := plan.OVSFacts{Installed: installed()}
+	private := privateDir(c.RunDir)
+	facts.PrivateRunning = answers(filepath.Join(private, "db.sock")) && switchAnswers(private)
+	var err error
+	if facts.Module, err = kernelDatapath(ctx); err != nil {
+		return facts, err
+	}
+	address, dir := hostAddress(c.OVSDB, c.HostRunDir)
+	if !addressAnswers(address) || !switchAnswers(dir) {
+		return facts, nil
+	}
+	db, err := dialDB(ctx, address)
+	if err != nil {
+		return facts, err
+	}
+	defer db.close()
+	facts.HostRunning = true
+	if root := db.root(); root != nil {
+		facts.HostTSO = root.OtherConfig[keyTSO] == "true"
+	}
+	for _, b := range rows[bridgeRow](db, tableBridge) {
+		if _, ours := b.ExternalIDs[markBridge]; ours {
+			continue // what we did there before must not decide what we do now
+		}
+		netdev := b.DatapathType == "netdev"
+		facts.HostNetdev = facts.HostNetdev || netdev
+		if f, ok := db.observe(b.Name).ports[c.UnderlayDevice]; ok && f.iface.Type == "internal" {
+			facts.UnderlayOn, facts.UnderlayNetdev = b.Name, netdev
+		}
+	}
+	return facts, nil
+}
+
+// hostAddress returns the OVSDB address of the host's instance and the directory of its sockets.
+func hostAddress(ovsdb, runDir string) (address, dir string) {
+	dir = cmp.Or(runDir, HostRunDir)
+	if ovsdb == "" {
+		return "unix:" + filepath.Join(dir, "db.sock"), dir
+	}
+	if u, err := url.Parse(ovsdb); err == nil && u.Scheme == "unix" && runDir == "" {
+		dir = filepath.Dir(u.Path)
+	}
+	return ovsdb, dir
+}
+
+// addressAnswers reports whether somebody listens at an OVSDB address. One that is not a Unix
+// socket was named by a person and is taken at its word.
+func addressAnswers(address string) bool {
+	path, ok := strings.CutPrefix(address, "unix:")
+	return !ok || answers(path)
+}
+
+func installed() bool {
+	for _, p := range []string{serverProgram, switchProgram, toolProgram} {
+		if _, err := findProgram(p); err != nil {
+			return false
+		}
+	}
+	return true
+}
+
+// kernelDatapath reports whether the kernel has Open vSwitch's datapath. The column datapath_types
+// cannot tell: it lists system without the module too.
+func kernelDatapath(ctx context.Context) (bool, error) {
+	has, err := genericFamily("ovs_datapath")
+	if has || err != nil {
+		return has, err
+	}
+	// Failing is an answer: the next look gives it.
+	_ = runCommand(ctx, exec.Command("modprobe", "-q", "openvswitch"))
+	return genericFamily("ovs_datapath")
+}
+
+// The generic netlink controller: <linux/netlink.h>, <linux/genetlink.h>.
+const (
+	netlinkGeneric  = 16
+	netlinkError    = 2 // message type
+	controlID       = 16
+	controlFamily   = 3 // CTRL_CMD_GETFAMILY
+	controlName     = 2 // CTRL_ATTR_FAMILY_NAME
+	netlinkRequest  = 1
+	netlinkHeader   = 16
+	genericHeader   = 4
+	attributeHeader = 4
+)
+
+// genericFamily asks the kernel for a generic netlink family.
+func genericFamily(name string) (bool, error) {
+	fd, err := syscall.Socket(syscall.AF_NETLINK, syscall.SOCK_RAW|syscall.SOCK_CLOEXEC, netlinkGeneric)
+	if err != nil {
+		return false, fmt.Errorf("ask the kernel for %s: %w", name, err)
+	}
+	defer syscall.Close(fd)
+	value := append([]byte(name), 0)
+	message := make([]byte, netlinkHeader+genericHeader+attributeHeader+(len(value)+3)&^3)
+	native := binary.NativeEndian
+	native.PutUint32(message, uint32(len(message)))
+	native.PutUint16(message[4:], controlID)
+	native.PutUint16(message[6:], netlinkRequest)
+	message[netlinkHeader], message[netlinkHeader+1] = controlFamily, 1
+	attribute := message[netlinkHeader+genericHeader:]
+	native.PutUint16(attribute, uint16(attributeHeader+len(value)))
+	native.PutUint16(attribute[2:], controlName)
+	copy(attribute[attributeHeader:], value)
+	if err := syscall.Sendto(fd, message, 0, &syscall.SockaddrNetlink{Family: syscall.AF_NETLINK}); err != nil {
+		return false, fmt.Errorf("ask the kernel for %s: %w", name, err)
+	}
+	reply := make([]byte, 8192)
+	n, _, err := syscall.Recvfrom(fd, reply, 0)
+	if err != nil {
+		return false, fmt.Errorf("ask the kernel for %s: %w", name, err)
+	}
+	if n < netlinkHeader {
+		return false, fmt.Errorf("ask the kernel for %s: an answer of %d bytes", name, n)
+	}
+	return native.Uint16(reply[4:]) != netlinkError, nil
+}

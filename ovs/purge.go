@@ -1,0 +1,111 @@
+package ovs
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"github.com/ovn-org/libovsdb/ovsdb"
+
+	"meshnet/plan"
+)
+
+// PurgeConfig says what to remove.
+type PurgeConfig struct {
+	RunDir     string // meshnet's; required
+	HostRunDir string // sockets of the host's instance; empty: [HostRunDir]
+	OVSDB      string // address of the host's instance; empty: db.sock in HostRunDir
+	Bridge     string // name of the bridge; required
+}
+
+// Purge removes all that a [Switch] ever made on this host: its bridge, if it bears our mark, and a
+// private instance whole. What is not there is no error. The daemon must not be running.
+func Purge(ctx context.Context, c PurgeConfig) ([]plan.Step, error) {
+	address, _ := hostAddress(c.OVSDB, c.HostRunDir)
+	steps, err := purgeBridge(ctx, address, c.Bridge)
+	more, err2 := purgePrivate(ctx, instance{dir: privateDir(c.RunDir)}, c.Bridge)
+	return append(steps, more...), errors.Join(err, err2)
+}
+
+// leaveOther removes what an earlier run with another choice left in the instance that is not ours
+// to use now.
+func (s *Switch) leaveOther(ctx context.Context) error {
+	var steps []plan.Step
+	var err error
+	switch {
+	case s.own != nil:
+		address, _ := hostAddress(s.config.OVSDB, s.config.HostRunDir)
+		steps, err = purgeBridge(ctx, address, s.config.Bridge)
+	case s.config.RunDir != "":
+		steps, err = purgePrivate(ctx, instance{dir: privateDir(s.config.RunDir)}, s.config.Bridge)
+	}
+	for _, step := range steps {
+		s.config.Log.Info(step.String())
+	}
+	return err
+}
+
+// purgeBridge removes our bridge from an instance, if it answers.
+func purgeBridge(ctx context.Context, address, bridge string) ([]plan.Step, error) {
+	if !addressAnswers(address) {
+		return nil, nil
+	}
+	db, err := dialDB(ctx, address)
+	if err != nil {
+		return nil, err
+	}
+	defer db.close()
+	have := db.observe(bridge)
+	if have.bridge == nil || have.bridge.ExternalIDs[markBridge] == "" {
+		return nil, nil
+	}
+	gone := ovsSet([]ovsdb.UUID{{GoUUID: have.bridge.UUID}})
+	tx := &transaction{ops: []ovsdb.Operation{
+		mutate(tableRoot, have.root.UUID, "bridges", ovsdb.MutateOperationDelete, gone),
+	}}
+	if err := db.transact(ctx, tx.end(have.root)); err != nil {
+		return nil, fmt.Errorf("remove bridge %s: %w", bridge, err)
+	}
+	steps := []plan.Step{{Op: "remove", What: "bridge " + bridge}}
+	ctx, cancel := context.WithTimeout(ctx, settleMax)
+	defer cancel()
+	if err := db.settle(ctx, nil); err != nil {
+		return steps, fmt.Errorf("remove bridge %s: %w", bridge, err)
+	}
+	return steps, nil
+}
+
+// purgePrivate removes a private instance: its bridge first, so that ovs-vswitchd itself takes back
+// what it made, then its daemons and its directory.
+func purgePrivate(ctx context.Context, in instance, bridge string) ([]plan.Step, error) {
+	if _, err := os.Stat(in.dir); err != nil {
+		return nil, nil // there is none, or nothing that we could remove
+	}
+	var steps []plan.Step
+	var errs []error
+	if in.running(switchProgram) && answers(filepath.Join(in.dir, "db.sock")) {
+		var err error
+		if steps, err = purgeBridge(ctx, in.address(), bridge); err != nil {
+			errs = append(errs, err)
+		}
+	}
+	for _, program := range []string{switchProgram, serverProgram} {
+		if !in.running(program) {
+			continue
+		}
+		if err := in.stop(ctx, program); err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		steps = append(steps, plan.Step{Op: "stop", What: program})
+	}
+	if len(errs) > 0 {
+		return steps, errors.Join(errs...) // the directory says which processes are left
+	}
+	if err := os.RemoveAll(in.dir); err != nil {
+		return steps, fmt.Errorf("remove the private Open vSwitch: %w", err)
+	}
+	return append(steps, plan.Step{Op: "remove", What: in.dir}), nil
+}
