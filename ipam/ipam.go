@@ -2,28 +2,71 @@ package ipam
 
 import (
 	"net/netip"
+	"slices"
 	"time"
 
+	"meshnet/crdt"
 	"meshnet/state"
 )
 
 // Machine decides who may use which address: blocks owned by one node each, handed on by their
 // owner, and the allocations inside this node's own. A step machine: no clock, no I/O. Not safe for
 // concurrent use.
-type Machine struct{ todo struct{} }
+type Machine struct {
+	self  state.NodeID
+	epoch crdt.Epoch
+
+	// What the log says.
+	born      crdt.Epoch // in which epoch the log begins; 0: it has not
+	met       map[state.NodeID]bool
+	witnessed map[witnessKey]state.Block
+	lastAlloc uint64
+
+	nets  map[state.NetworkID]*network
+	order []state.NetworkID // of nets, ascending
+
+	view      *state.View
+	alive     []state.NodeID // ascending, known to the view or not
+	settled   bool
+	settledAt int64         // seconds since 1970
+	settledIn time.Duration // the machine's time then
+
+	started bool
+	now     time.Duration
+	seq     uint64 // of the last request
+	out     Effects
+	entries []entry // of this step
+}
 
 // Config is what a machine is born with.
 type Config struct {
-	Self    state.NodeID
+	Self state.NodeID
+	// Epoch is this node's epoch at start. A later one is learnt from this node's own record.
+	Epoch   crdt.Epoch
 	Records []Record // what was logged before, in order
 }
 
-// New returns a machine with what was logged before.
-func New(c Config) *Machine { panic("todo") }
-
-// Step tells the machine what happened and returns what to do, in the order of the fields of
-// [Effects]. now never goes back within one machine.
-func (m *Machine) Step(now time.Duration, ev Event) Effects { panic("todo") }
+// New returns a machine with what was logged before. Records that it cannot read are left out: what
+// a log holds is checked by who keeps it.
+func New(c Config) *Machine {
+	m := &Machine{
+		self:      c.Self,
+		epoch:     c.Epoch,
+		met:       map[state.NodeID]bool{},
+		witnessed: map[witnessKey]state.Block{},
+		nets:      map[state.NetworkID]*network{},
+	}
+	for _, r := range c.Records {
+		es, err := decodeRecord(r)
+		if err != nil {
+			continue
+		}
+		for i := range es {
+			m.replay(&es[i])
+		}
+	}
+	return m
+}
 
 // Event is something that happened.
 type Event interface{ event() }
@@ -53,7 +96,8 @@ type Members struct{ Alive []state.NodeID }
 // Settled tells that the discovery window is over: roots may be taken.
 type Settled struct{ At int64 }
 
-// Founded tells that a network was created on this node: it is the network's first owner.
+// Founded tells that a network was created on this node: it is the network's first owner. Not for
+// networks that every node makes by itself, which are called [Default].
 type Founded struct {
 	Network state.NetworkID
 	At      int64
@@ -71,10 +115,23 @@ type Stored struct{ Mark uint64 }
 // Tick lets time pass; wanted at least at [Effects.Next].
 type Tick struct{}
 
-// Effects is what a step asks for: Changes and Log first, synced if Sync; only then Send and Done.
+func (Want) event()    {}
+func (GiveUp) event()  {}
+func (Free) event()    {}
+func (Saw) event()     {}
+func (Members) event() {}
+func (Settled) event() {}
+func (Founded) event() {}
+func (Msg) event()     {}
+func (Stored) event()  {}
+func (Tick) event()    {}
+
+// Effects is what a step asks for. Log is written before Changes, or in one piece with them, and
+// all of it synced if Sync; only then are Changes told to others, Send sent and Done released. In
+// the log a record is there whole or not at all.
 type Effects struct {
 	Changes []state.Change
-	Log     []Record
+	Log     []Record // at most one
 	Sync    bool
 	Send    []Envelope
 	Done    []Answer
@@ -93,8 +150,169 @@ type Envelope struct {
 
 // Answer ends a Want.
 type Answer struct {
-	ID    state.EndpointID
-	Addr  netip.Addr
-	Alloc uint64
-	Err   error // for people; wraps a sentinel of package state
+	ID state.EndpointID // of the Want
+	// Endpoint is what has the address: ID, or what the container was attached as before.
+	Endpoint state.EndpointID
+	Addr     netip.Addr
+	Alloc    uint64
+	Err      error // for people; wraps a sentinel of package state
+}
+
+// Step tells the machine what happened and returns what to do. now never goes back within one
+// machine.
+func (m *Machine) Step(now time.Duration, ev Event) Effects {
+	m.now = now
+	m.out, m.entries = Effects{}, nil
+	m.start()
+	switch ev := ev.(type) {
+	case Want:
+		m.want(ev)
+	case GiveUp:
+		m.giveUp(ev.ID)
+	case Free:
+		m.release(ev)
+	case Saw:
+		m.saw(ev.View)
+	case Members:
+		m.alive = slices.Clone(ev.Alive)
+		slices.Sort(m.alive)
+		m.alive = slices.DeleteFunc(slices.Compact(m.alive), func(n state.NodeID) bool { return n == m.self })
+		m.meet(m.alive)
+	case Settled:
+		m.settled, m.settledAt, m.settledIn = true, ev.At, now
+	case Founded:
+		n := m.network(ev.Network)
+		n.founded, n.foundedAt = true, ev.At
+	case Msg:
+		m.receive(ev)
+	}
+	for _, id := range m.order {
+		m.work(m.nets[id])
+	}
+	if len(m.entries) > 0 {
+		m.out.Log = []Record{encodeRecord(m.entries)}
+	}
+	return m.out
+}
+
+// start begins the log, synced before anything is told: from then on an offer to this epoch is not
+// mistaken for one to a predecessor whose log was lost. Cooldowns that the log holds begin again.
+func (m *Machine) start() {
+	if m.started {
+		return
+	}
+	m.started = true
+	if m.born == 0 {
+		m.write(entry{kind: entBorn, epoch: m.epoch})
+		m.out.Sync = true
+	}
+	for _, id := range m.order {
+		n := m.nets[id]
+		for i := range n.resting {
+			n.resting[i].until = m.now + cooldown
+		}
+	}
+}
+
+// write makes an entry so, here and in the log.
+func (m *Machine) write(e entry) {
+	m.replay(&e)
+	m.entries = append(m.entries, e)
+}
+
+// replay makes an entry so. It alone changes what the log holds, when it is written as when it is
+// read.
+func (m *Machine) replay(e *entry) {
+	switch e.kind {
+	case entBorn:
+		m.born = e.epoch
+	case entMet:
+		m.met[e.node] = true
+	case entPut:
+		b := e.block
+		b.Node = m.self
+		n := m.network(b.Network)
+		n.put(b)
+		n.rooted = n.rooted || b.Kind == state.Own && b.Root.Creator == m.self
+	case entRemove:
+		m.network(e.network).remove(e.prefix)
+	case entAlloc:
+		n := m.network(e.endpoint.Network)
+		if i, taken := n.allocation(e.endpoint.Addr); !taken {
+			n.allocs = slices.Insert(n.allocs, i, e.endpoint)
+		}
+		n.resting = slices.DeleteFunc(n.resting, func(r rest) bool { return r.addr == e.endpoint.Addr })
+		m.lastAlloc = max(m.lastAlloc, e.endpoint.Alloc)
+		n.count()
+	case entFree:
+		n := m.network(e.network)
+		i := slices.IndexFunc(n.allocs, func(a state.Endpoint) bool { return a.ID == e.id && a.Alloc == e.alloc })
+		if i >= 0 {
+			a := n.allocs[i]
+			n.allocs = slices.Delete(n.allocs, i, i+1)
+			n.resting = append(n.resting, rest{a.Addr, a.Container, m.now + cooldown})
+			n.count()
+		}
+	case entWitness:
+		m.met[e.node] = true
+		m.witnessed[witnessKey{e.block.Network, e.node, e.block.Prefix}] = e.block
+	case entDrop:
+		n := m.network(e.network)
+		n.blocks, n.resting, n.stale = nil, nil, true
+	}
+}
+
+// network returns what is held of a network, from now on if nothing was.
+func (m *Machine) network(id state.NetworkID) *network {
+	if n, ok := m.nets[id]; ok {
+		return n
+	}
+	n := &network{id: id, stale: true}
+	m.nets[id] = n
+	i, _ := slices.BinarySearch(m.order, id)
+	m.order = slices.Insert(m.order, i, id)
+	return n
+}
+
+// put writes a block record of this node.
+func (m *Machine) put(b state.Block) {
+	b.Node = m.self
+	m.write(entry{kind: entPut, block: b})
+	m.out.Changes = append(m.out.Changes, state.PutBlock{Block: b})
+}
+
+// remove removes a block record of this node.
+func (m *Machine) remove(n *network, p netip.Prefix) {
+	m.write(entry{kind: entRemove, network: n.id, prefix: p})
+	m.out.Changes = append(m.out.Changes, state.RemoveBlock{Network: n.id, Prefix: p})
+}
+
+// meet notes nodes that exist: who inherits must have heard all that were ever met.
+func (m *Machine) meet(nodes []state.NodeID) {
+	for _, id := range nodes {
+		if id != m.self && !m.met[id] {
+			m.write(entry{kind: entMet, node: id})
+		}
+	}
+}
+
+// wake asks for a Tick at t.
+func (m *Machine) wake(t time.Duration) {
+	if m.out.Next == 0 || t < m.out.Next {
+		m.out.Next = t
+	}
+}
+
+// work does what can be done on a network now.
+func (m *Machine) work(n *network) {
+	if n.view == nil {
+		return
+	}
+	m.tidy(n)
+	m.takeRoot(n)
+	m.takeOffers(n)
+	m.confirm(n)
+	m.rested(n)
+	m.serve(n)
+	m.grow(n)
 }

@@ -1,0 +1,317 @@
+package ipam
+
+import (
+	"cmp"
+	"net/netip"
+	"slices"
+	"time"
+
+	"meshnet/state"
+)
+
+const (
+	retryMin = 200 * time.Millisecond
+	retryMax = 5 * time.Second
+	// aheadPause is how long a node does not ask ahead of need again after all refused.
+	aheadPause = 60 * time.Second
+	// firstSpread is over how long the nodes spread that ask for their first block of a new network.
+	firstSpread = time.Second
+	// firstBits is the largest first block.
+	firstBits = 26
+	// viewPatience is how long a container waits for the view to hold what would help it.
+	viewPatience = time.Second
+	// answerPatience is how long it waits for nodes that are said to be there.
+	answerPatience = 5 * time.Second
+	// roomFor is for how many addresses a member a subnet must have room that members ask for a
+	// block before they need one.
+	roomFor = 8
+)
+
+// request is a request for addresses, to one owner after the other.
+type request struct {
+	urgent   bool
+	seq      uint64
+	to       state.NodeID
+	until    time.Duration // nothing is done before
+	tries    int
+	refused  []state.NodeID
+	resting  bool // somebody has addresses in their cooldown
+	hopeless bool // nobody is there to be asked, or all refused
+}
+
+func backoff(tries int) time.Duration {
+	if tries > 5 {
+		return retryMax
+	}
+	return min(retryMin<<tries, retryMax)
+}
+
+// seek asks the next of some owners, if it is time to. It reports whether there is hope.
+func (m *Machine) seek(n *network, r *request, owners []state.NodeID, exact netip.Addr) bool {
+	if m.now < r.until {
+		m.wake(r.until)
+		return !r.hopeless
+	}
+	owners = slices.DeleteFunc(owners, func(id state.NodeID) bool { return slices.Contains(r.refused, id) })
+	r.hopeless = len(owners) == 0
+	if r.hopeless {
+		if len(r.refused) > 0 {
+			r.refused = nil
+			r.until = m.now + backoff(r.tries)
+			r.tries++
+			m.wake(r.until)
+		}
+		return false
+	}
+	m.seq++
+	r.seq, r.to = m.seq, owners[r.tries%len(owners)]
+	r.until = m.now + backoff(r.tries)
+	r.tries++
+	m.wake(r.until)
+	m.send(r.to, &message{
+		kind: msgAsk, network: n.id, seq: r.seq, epoch: m.epoch, born: m.born,
+		urgent: r.urgent, bits: m.share(n), exact: exact,
+	})
+	return true
+}
+
+// share is the length of the block to ask for: a quarter of a fair share first, then as much as is
+// owned already.
+func (m *Machine) share(n *network) uint8 {
+	d := &n.view.Def
+	bits := 32
+	if own := m.owned(n); own > 0 {
+		bits = 32 - log2(own) - 1
+	} else if fair := size(d.Subnet) / (4 * uint64(m.members())); fair > 0 {
+		bits = max(32-log2(fair), firstBits)
+	}
+	return uint8(max(bits, d.Subnet.Bits(), int(d.BlockBits)))
+}
+
+// members is how many nodes are known, this one included.
+func (m *Machine) members() int {
+	c := len(m.view.Nodes())
+	if _, ok := m.view.Node(m.self); !ok {
+		c++
+	}
+	return c
+}
+
+// owned is how many addresses this node owns under the root that won, usable yet or not.
+func (m *Machine) owned(n *network) uint64 {
+	var c uint64
+	for i := range n.blocks {
+		if n.holds(&n.blocks[i]) {
+			c += size(n.blocks[i].Prefix)
+		}
+	}
+	return c
+}
+
+// pending reports whether a block was taken and waits for its witness.
+func (n *network) pending() bool {
+	return slices.ContainsFunc(n.blocks, func(b state.Block) bool { return b.State == state.Pending && n.holds(&b) })
+}
+
+// owner is another node with blocks and how many free addresses the view shows in them.
+type owner struct {
+	node state.NodeID
+	free int64
+}
+
+// owners returns the nodes with usable blocks, the one with most free first.
+func (m *Machine) owners(n *network) []owner {
+	free := map[state.NodeID]int64{}
+	reserved := n.reserved()
+	for _, b := range n.others {
+		if b.Kind == state.Own && b.State == state.Usable && b.Root == n.root {
+			free[b.Node] += int64(count(gaps([]netip.Prefix{b.Prefix}, reserved)))
+		}
+	}
+	for e := range n.view.Claims() {
+		if _, ok := free[e.Node]; ok {
+			free[e.Node]--
+		}
+	}
+	out := make([]owner, 0, len(free))
+	for _, id := range sortedNodes(free) {
+		out = append(out, owner{id, free[id]})
+	}
+	slices.SortStableFunc(out, func(a, b owner) int { return cmp.Compare(b.free, a.free) })
+	return out
+}
+
+func (m *Machine) answers(id state.NodeID) bool {
+	_, ok := slices.BinarySearch(m.alive, id)
+	return ok
+}
+
+// grow asks for more addresses where containers wait for one or few are left.
+func (m *Machine) grow(n *network) {
+	waiting := n.wants[:0]
+	general := false
+	for _, w := range n.wants {
+		if !w.wish.Addr.IsValid() {
+			general = true
+			waiting = append(waiting, w)
+		} else if err := m.pursue(n, w); err != nil {
+			m.answer(w, nil, err)
+		} else {
+			waiting = append(waiting, w)
+		}
+	}
+	clear(n.wants[len(waiting):])
+	n.wants = waiting
+	switch {
+	case general:
+		m.press(n)
+	case !n.pending():
+		m.ahead(n)
+	}
+}
+
+// press asks for the containers that wait for any address, and ends the wait of those that wait in
+// vain.
+func (m *Machine) press(n *network) {
+	n.ask.urgent = true
+	hope := true
+	if !n.pending() {
+		var ask []state.NodeID
+		for _, o := range m.owners(n) {
+			if o.free > 0 && m.answers(o.node) {
+				ask = append(ask, o.node)
+			}
+		}
+		hope = n.known && m.seek(n, &n.ask, ask, netip.Addr{})
+	}
+	err, patience := m.despair(n, hope)
+	waiting := n.wants[:0]
+	for _, w := range n.wants {
+		switch {
+		case w.wish.Addr.IsValid():
+			waiting = append(waiting, w)
+		case m.now-w.since >= patience:
+			m.answer(w, nil, err)
+		default:
+			m.wake(w.since + patience)
+			waiting = append(waiting, w)
+		}
+	}
+	clear(n.wants[len(waiting):])
+	n.wants = waiting
+	if !slices.ContainsFunc(n.wants, func(w *want) bool { return !w.wish.Addr.IsValid() }) {
+		n.ask = request{}
+	}
+}
+
+// despair returns the error of a container that waited for any address, and how long it waits
+// before that is what it is told.
+func (m *Machine) despair(n *network, hope bool) (error, time.Duration) {
+	var away []state.NodeID
+	var free int64
+	for _, o := range m.owners(n) {
+		if o.free > 0 && (hope || !m.answers(o.node)) {
+			away = append(away, o.node)
+			free += o.free
+		}
+	}
+	switch {
+	case n.pending():
+		return state.Refuse(state.ErrNoAddress, "addresses of %s were received and no other node has confirmed it; try again", n.view.Name), answerPatience
+	case !n.known:
+		return state.Refuse(state.ErrNoAddress, "no owner of the addresses of %s is known, %s would be the first; wait for it, or create the network again",
+			n.view.Name, m.name(n.view.Created.Creator)), answerPatience
+	case hope && free > 0:
+		return m.silent(free, away), answerPatience
+	case free > 0:
+		return m.silent(free, away), viewPatience
+	}
+	var used uint64
+	for _, u := range m.uses(n) {
+		used += u.count
+	}
+	if used >= n.capacity() {
+		return m.exhausted(n, false), 0
+	}
+	return m.exhausted(n, n.ask.resting || len(n.resting) > 0), viewPatience
+}
+
+// ahead asks for addresses before a container needs them.
+func (m *Machine) ahead(n *network) {
+	if !n.known {
+		return
+	}
+	if n.ask.urgent {
+		n.ask = request{} // nobody waits any more
+	}
+	switch own := m.owned(n); {
+	case own == 0:
+		if size(n.view.Def.Subnet) < roomFor*uint64(m.members()) {
+			return
+		}
+		due := n.learnt + time.Duration(mix(uint64(m.self), uint64(n.id))%uint64(firstSpread))
+		if m.now < due {
+			m.wake(due)
+			return
+		}
+	case !m.low(n, m.spare(n)):
+		n.ask = request{}
+		return
+	}
+	var ask []state.NodeID
+	for _, o := range m.owners(n) {
+		if o.free >= 2*lowMark && m.answers(o.node) {
+			ask = append(ask, o.node)
+		}
+	}
+	tried := len(n.ask.refused) > 0
+	if !m.seek(n, &n.ask, ask, netip.Addr{}) && tried {
+		n.ask.until = m.now + aheadPause
+	}
+}
+
+// lowMark is how many addresses a node wants to have spare, and at least a quarter of its own.
+const lowMark = 2
+
+func (m *Machine) low(n *network, spare uint64) bool {
+	return spare < lowMark || spare*4 < count(gaps(n.usable, n.reserved()))
+}
+
+// pursue asks for the one address a container wants. It returns the error of a wait in vain.
+func (m *Machine) pursue(n *network, w *want) error {
+	a, waited := w.wish.Addr, m.now-w.since
+	id, known := m.ownerOf(n, a)
+	var err error
+	patience := answerPatience
+	switch {
+	case !known:
+		err = state.Refuse(state.ErrNoAddress, "no owner of address %s of %s is known; wait for the node that created it", a, n.view.Name)
+	case id == m.self:
+		err = state.Refuse(state.ErrNoAddress, "address %s of %s was received and no other node has confirmed it; try again", a, n.view.Name)
+	default:
+		err = state.Refuse(state.ErrNoAddress, "address %s of %s belongs to %s, which does not answer; wait for it, or choose another", a, n.view.Name, m.name(id))
+		w.ask.urgent = true
+		if !m.answers(id) {
+			patience = viewPatience
+		} else {
+			m.seek(n, &w.ask, []state.NodeID{id}, a)
+		}
+	}
+	if waited >= patience {
+		return err
+	}
+	m.wake(w.since + patience)
+	return nil
+}
+
+// ownerOf returns who owns an address, or is being given it.
+func (m *Machine) ownerOf(n *network, a netip.Addr) (state.NodeID, bool) {
+	b, ok := n.view.Top(a)
+	switch {
+	case !ok:
+		return 0, false
+	case b.Kind == state.Offer:
+		return b.To, true
+	}
+	return b.Node, true
+}

@@ -1,0 +1,186 @@
+package ipam
+
+import (
+	"slices"
+
+	"meshnet/state"
+)
+
+// saw takes in a view. A network that is the same pointer as before costs nothing.
+func (m *Machine) saw(v *state.View) {
+	m.view = v
+	for _, node := range v.Nodes() {
+		if node.ID != m.self && !m.met[node.ID] {
+			m.write(entry{kind: entMet, node: node.ID})
+		}
+		if node.ID == m.self {
+			m.epoch = max(m.epoch, node.Epoch)
+		}
+	}
+	for _, sn := range v.Networks() {
+		if !sn.Def.Subnet.Addr().Is4() {
+			continue
+		}
+		n := m.network(sn.ID)
+		if n.view == sn {
+			continue
+		}
+		if n.view == nil {
+			n.learnt = m.now
+		}
+		n.view, n.stale = sn, true
+		if !n.checked {
+			m.check(n)
+		}
+	}
+	for _, id := range m.order {
+		n := m.nets[id]
+		if n.view == nil {
+			continue
+		}
+		if _, ok := v.Network(id); !ok {
+			m.drop(n)
+		}
+	}
+}
+
+// check compares own records in the view with the log, once after a start: a crash may have kept
+// one and lost the other. The log is right, but for offers: those may have been seen.
+func (m *Machine) check(n *network) {
+	n.checked = true
+	var mine []*state.Block
+	for _, b := range n.view.Blocks() {
+		if b.Node == m.self {
+			mine = append(mine, b)
+		}
+	}
+	for i := range n.blocks {
+		b := n.blocks[i]
+		j := slices.IndexFunc(mine, func(o *state.Block) bool { return o.Prefix == b.Prefix })
+		if j < 0 || !same(mine[j], &b) {
+			m.out.Changes = append(m.out.Changes, state.PutBlock{Block: b})
+		}
+	}
+	for _, b := range mine {
+		if _, ok := n.find(b.Prefix); ok {
+			continue
+		}
+		if b.Kind == state.Offer {
+			m.write(entry{kind: entPut, block: *b})
+		} else {
+			m.out.Changes = append(m.out.Changes, state.RemoveBlock{Network: n.id, Prefix: b.Prefix})
+		}
+	}
+	m.checkEndpoints(n)
+}
+
+func (m *Machine) checkEndpoints(n *network) {
+	for i := range n.allocs {
+		e := n.allocs[i]
+		if _, ok := m.view.Endpoint(e.ID); !ok {
+			m.out.Changes = append(m.out.Changes, state.PutEndpoint{Endpoint: e})
+		}
+	}
+	for e := range n.view.Claims() {
+		if e.Node != m.self {
+			continue
+		}
+		if !slices.ContainsFunc(n.allocs, func(a state.Endpoint) bool { return a.ID == e.ID }) {
+			m.out.Changes = append(m.out.Changes, state.RemoveEndpoint{ID: e.ID})
+		}
+	}
+}
+
+// same reports whether two records of this node say the same.
+func same(a, b *state.Block) bool {
+	return a.Root == b.Root && a.Ver == b.Ver && a.Kind == b.Kind && a.State == b.State &&
+		a.To == b.To && a.ToEpoch == b.ToEpoch && a.Sealed == b.Sealed && slices.Equal(a.Lineage, b.Lineage)
+}
+
+// drop gives up what is held of a network that is gone. What versions were held is kept: if the
+// network comes back, because somebody attached meanwhile, an old offer is still an old one.
+func (m *Machine) drop(n *network) {
+	for i := range n.blocks {
+		m.out.Changes = append(m.out.Changes, state.RemoveBlock{Network: n.id, Prefix: n.blocks[i].Prefix})
+	}
+	if len(n.blocks) > 0 || len(n.resting) > 0 {
+		m.write(entry{kind: entDrop, network: n.id})
+	}
+	for _, w := range n.wants {
+		m.answer(w, nil, state.Refuse(state.ErrNoNetwork, "network %s was removed; create it again", n.view.Name))
+	}
+	n.view, n.checked, n.wants = nil, false, nil
+	n.ask, n.vouches, n.race = request{}, nil, race{}
+}
+
+// knows reports whether a node is known and not forgotten.
+func (m *Machine) knows(id state.NodeID) (*state.Node, bool) {
+	if m.view == nil {
+		return nil, false
+	}
+	return m.view.Node(id)
+}
+
+// tidy works out what follows from a change and does what needs nobody: seal the root that others
+// took from and drop offers that were taken.
+func (m *Machine) tidy(n *network) {
+	if !n.stale {
+		return
+	}
+	n.refresh(m.self)
+	m.seal(n)
+	m.clean(n)
+	m.fresh(n)
+}
+
+// fresh works out what follows from the log and the view, if one of them changed.
+func (m *Machine) fresh(n *network) {
+	if n.stale {
+		n.refresh(m.self)
+	}
+}
+
+// seal marks the records of a root of this node once another node has taken from it.
+func (m *Machine) seal(n *network) {
+	for _, b := range n.others {
+		if b.Root.Creator != m.self {
+			continue
+		}
+		for _, mine := range slices.Clone(n.blocks) {
+			if mine.Root == b.Root && !mine.Sealed {
+				mine.Sealed = true
+				m.put(mine)
+			}
+		}
+	}
+}
+
+// clean drops own offers once it is known that they were taken: somebody else, or this node later,
+// holds the offered version of a part of it.
+func (m *Machine) clean(n *network) {
+	var done []int
+	note := func(mine *state.Block) {
+		if i, ok := n.find(mine.Prefix); ok && !slices.Contains(done, i) {
+			done = append(done, i)
+		}
+	}
+	overlaps(n.blocks, n.others, func(mine, other *state.Block) {
+		if mine.Kind == state.Offer && other.Root == mine.Root && other.Ver >= mine.Ver {
+			note(mine)
+		}
+	})
+	own := make([]*state.Block, len(n.blocks))
+	for i := range n.blocks {
+		own[i] = &n.blocks[i]
+	}
+	overlaps(n.blocks, own, func(mine, later *state.Block) {
+		if mine.Kind == state.Offer && later.Root == mine.Root && later.Ver > mine.Ver {
+			note(mine)
+		}
+	})
+	slices.Sort(done)
+	slices.Reverse(done)
+	for _, i := range done {
+		m.remove(n, n.blocks[i].Prefix)
+	}
+}
