@@ -2,8 +2,12 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"iter"
+	"log/slog"
 	"os"
+	"sync"
+	"time"
 
 	"meshnet/plan"
 	"meshnet/state"
@@ -14,7 +18,8 @@ type Mesh interface {
 	// Do carries out a wish. It is durable on this host when Do returns.
 	Do(context.Context, state.Wish) (state.Outcome, error)
 	View() *state.View
-	// Watch yields views until ctx ends. It misses versions, never the last.
+	// Watch yields views until ctx ends. It misses versions, never the last. The first one holds
+	// all that this host knew when it was stopped.
 	Watch(context.Context) iter.Seq[*state.View]
 	// Wishes returns the attachments this host was asked for, also after a restart, in the order of
 	// their endpoint ids.
@@ -39,10 +44,18 @@ type Applier interface {
 	// Run keeps what Apply needs (connections, processes) until ctx ends.
 	Run(context.Context) error
 	// Apply starts from what is, changes the difference and returns what it did and saw, also when
-	// some of it failed.
+	// some of it failed. The maps and slices it returns are the caller's.
 	Apply(context.Context, *plan.Host) ([]plan.Step, plan.Found, error)
 	// Drift delivers when the host may no longer be what Apply left.
 	Drift() <-chan struct{}
+}
+
+// Switch is the applier that numbers ports. Implemented by ovs.Switch and by a model.
+type Switch interface {
+	Applier
+	// Found reads what is there without changing it: the first plan keeps the port numbers that
+	// packets are going by.
+	Found(context.Context) (plan.Found, error)
 }
 
 // Sandboxes finds the network namespaces of containers.
@@ -50,8 +63,113 @@ type Sandboxes interface {
 	// Resolve turns what a person typed into a container's name and where its namespace comes from.
 	// Docker is asked first, then /run/netns.
 	Resolve(ctx context.Context, name string) (state.Source, string, error)
-	// Hold takes an open namespace that the command line handed over and describes it.
+	// Hold takes an open namespace that the command line handed over and describes it. The file
+	// stays the caller's.
 	Hold(ns *os.File, s state.Source) (state.Source, error)
 	// Open finds the namespace of a source as it is now; [ErrGone] if it is not there.
 	Open(context.Context, state.Source) (plan.Sandbox, error)
+}
+
+// Config is what an agent works with. All interfaces are required.
+type Config struct {
+	Mesh      Mesh
+	Links     Applier // veths, VXLAN devices, firewall; applied first
+	Switch    Switch  // bridge, ports, flows
+	Sandboxes Sandboxes
+
+	Choice   plan.Choice   // of switch and transport, made at start
+	Underlay plan.Underlay // what carries gossip and tunnels
+	Version  string        // of the program, for status
+	Warnings []string      // found at start, for status
+
+	Log *slog.Logger // required
+}
+
+// Agent is the loop and the door. [New] makes one.
+type Agent struct {
+	c     Config
+	poked chan struct{} // wakes the loop; holds one
+	ready chan struct{} // closed after the first pass without a failure
+	once  sync.Once     // closes ready
+
+	mu   sync.Mutex
+	seen seen
+	// changed is closed and replaced whenever seen changes.
+	changed chan struct{}
+	// busy has an entry for each container and network that a call of the door works on, closed
+	// when it has ended.
+	busy map[place]chan struct{}
+}
+
+// seen is what the loop last saw and did. Its maps and slices are replaced, never written to.
+type seen struct {
+	host      *plan.Host // applied, or nil
+	applied   uint64     // version of the view that the host equals
+	failing   []string   // what the last pass could not do, a line each
+	sandboxes map[state.EndpointID]plan.Sandbox
+	gone      map[state.EndpointID]bool
+	ifNames   map[state.EndpointID]string
+}
+
+// New checks the configuration and returns an agent that does nothing until [Agent.Run].
+func New(c Config) (*Agent, error) {
+	if c.Mesh == nil || c.Links == nil || c.Switch == nil || c.Sandboxes == nil || c.Log == nil {
+		return nil, errors.New("make agent: mesh, links, switch, sandboxes and log are required")
+	}
+	return &Agent{
+		c:       c,
+		poked:   make(chan struct{}, 1),
+		ready:   make(chan struct{}),
+		changed: make(chan struct{}),
+		busy:    map[place]chan struct{}{},
+	}, nil
+}
+
+// Ready is closed once the host equalled the agreed state for the first time.
+func (a *Agent) Ready() <-chan struct{} { return a.ready }
+
+// Run keeps the host equal to the agreed state until ctx ends, and returns nil then. What is on the
+// host stays.
+func (a *Agent) Run(ctx context.Context) error {
+	ctx, cancel := context.WithCancel(ctx)
+	var watcher sync.WaitGroup
+	defer watcher.Wait()
+	defer cancel()
+	views := make(chan struct{}, 1)
+	watcher.Go(func() {
+		for range a.c.Mesh.Watch(ctx) {
+			poke(views)
+		}
+	})
+	select {
+	case <-views: // before the first one the state may be emptier than what runs here
+	case <-ctx.Done():
+		return nil
+	}
+	l := loop{agent: a, started: time.Now()}
+	l.run(ctx, views)
+	return nil
+}
+
+func poke(c chan struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
+	}
+}
+
+// publish changes what the loop shows and wakes who waits for it.
+func (a *Agent) publish(change func(*seen)) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	change(&a.seen)
+	close(a.changed)
+	a.changed = make(chan struct{})
+}
+
+// look returns what the loop last saw, and a channel that is closed when that changes.
+func (a *Agent) look() (seen, <-chan struct{}) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.seen, a.changed
 }

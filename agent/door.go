@@ -1,0 +1,388 @@
+package agent
+
+import (
+	"cmp"
+	"context"
+	"crypto/rand"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	"meshnet/plan"
+	"meshnet/state"
+)
+
+const (
+	// doMax bounds a wish: an attachment may have to wait for an address from another node.
+	doMax = 10 * time.Second
+	// hostMax bounds the wait until this host has what was wished.
+	hostMax = 10 * time.Second
+	// undoMax bounds the taking back of what was begun.
+	undoMax = 5 * time.Second
+)
+
+// Ref is a container as a person named it.
+type Ref struct {
+	Name string
+	// NS is its open network namespace, which stays the caller's; nil: it goes by Name.
+	NS *os.File
+	// Source says what NS was opened from; for NS only.
+	Source state.Source
+}
+
+// AttachRequest asks for a container on a network. Zero values leave the choice to us.
+type AttachRequest struct {
+	Container      Ref
+	Network        string
+	Addr           netip.Addr
+	MAC            state.MAC
+	IfName         string
+	Names          []string
+	NoDefaultRoute bool
+	// Wait bounds the wait for other nodes.
+	Wait time.Duration
+}
+
+// place is a container's namespace on a network.
+type place struct {
+	inode   uint64
+	network state.NetworkID
+}
+
+// Create makes a network, or finds that it is there already with just this definition.
+func (a *Agent) Create(ctx context.Context, w state.Create) (Network, error) {
+	ctx, cancel := context.WithTimeout(ctx, doMax)
+	defer cancel()
+	out, err := a.c.Mesh.Do(ctx, w)
+	if err != nil {
+		return Network{}, err
+	}
+	poke(a.poked)
+	view := a.c.Mesh.View()
+	n, ok := view.Network(out.Network)
+	if !ok {
+		return Network{}, fmt.Errorf("create network %s: it was removed at once by another node; create it again", w.Name)
+	}
+	return a.network(n), nil
+}
+
+// RemoveNetwork removes a network by name or id, and returns what it was. Force asks the owners of
+// its containers to detach them.
+func (a *Agent) RemoveNetwork(ctx context.Context, name string, force bool) (Network, error) {
+	ctx, cancel := context.WithTimeout(ctx, doMax)
+	defer cancel()
+	view := a.c.Mesh.View()
+	n, err := find(view, name)
+	if err != nil {
+		return Network{}, err
+	}
+	was := a.network(n)
+	if n.Removed {
+		return was, nil
+	}
+	if _, err := a.c.Mesh.Do(ctx, state.Remove{Network: n.ID, Force: force}); err != nil {
+		return Network{}, err
+	}
+	poke(a.poked)
+	return was, nil
+}
+
+// find returns the network with a shown name or an id.
+func find(view *state.View, name string) (*state.Network, error) {
+	if n, ok := view.ByName(name); ok {
+		return n, nil
+	}
+	for _, n := range view.Networks() {
+		if n.ID.String() == name {
+			return n, nil
+		}
+	}
+	return nil, fmt.Errorf("%w: %s; see meshnet network ls", state.ErrNoNetwork, name)
+}
+
+// Attach puts a container on a network and returns when this host has it and, within the wait, the
+// other nodes that reach it: those that have not said so by then are in the second result, in the
+// order of their names. Twice is the same as once. A failed attach leaves nothing.
+func (a *Agent) Attach(ctx context.Context, r AttachRequest) (Attachment, []string, error) {
+	n, err := find(a.c.Mesh.View(), r.Network)
+	if err != nil {
+		return Attachment{}, nil, err
+	}
+	source, name, err := a.resolve(ctx, r.Container)
+	if err != nil {
+		return Attachment{}, nil, err
+	}
+	box, err := a.c.Sandboxes.Open(ctx, source)
+	if errors.Is(err, ErrGone) {
+		return Attachment{}, nil, fmt.Errorf("container %s is not running (%w); start it first", name, err)
+	}
+	if err != nil {
+		return Attachment{}, nil, err
+	}
+	free, err := a.occupy(ctx, place{box.Inode, n.ID})
+	if err != nil {
+		return Attachment{}, nil, err
+	}
+	defer free()
+	w, again, err := a.wish(ctx, r, n, source, name, box)
+	if err != nil {
+		return Attachment{}, nil, err
+	}
+	if err := a.carryOut(ctx, w); err != nil {
+		if !again {
+			a.undo(ctx, w.ID)
+		}
+		return Attachment{}, nil, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, r.Wait)
+	defer cancel()
+	waiting := a.nodeNames(a.c.Mesh.Reached(ctx, w.ID))
+	for _, at := range a.PS(false) {
+		if at.Endpoint == w.ID {
+			return at, waiting, nil
+		}
+	}
+	return Attachment{}, nil, fmt.Errorf("container %s was detached from %s meanwhile; attach it again", name, n.Name)
+}
+
+// resolve finds a container that a person named.
+func (a *Agent) resolve(ctx context.Context, r Ref) (state.Source, string, error) {
+	if r.NS == nil {
+		return a.c.Sandboxes.Resolve(ctx, r.Name)
+	}
+	s, err := a.c.Sandboxes.Hold(r.NS, r.Source)
+	return s, r.Name, err
+}
+
+// occupy waits until nobody else works on a place, and takes it until free is called.
+func (a *Agent) occupy(ctx context.Context, p place) (free func(), err error) {
+	for {
+		a.mu.Lock()
+		done, taken := a.busy[p]
+		if !taken {
+			done = make(chan struct{})
+			a.busy[p] = done
+		}
+		a.mu.Unlock()
+		if !taken {
+			return func() {
+				a.mu.Lock()
+				delete(a.busy, p)
+				a.mu.Unlock()
+				close(done)
+			}, nil
+		}
+		select {
+		case <-done:
+		case <-ctx.Done():
+			return nil, fmt.Errorf("another command works on this container: %w; try again", ctx.Err())
+		}
+	}
+}
+
+// wish returns the attachment to ask the mesh for: the one there is, or a new one. What is left of a
+// container of the same name that is gone for good is taken off first.
+func (a *Agent) wish(ctx context.Context, r AttachRequest, n *state.Network, s state.Source, name string, box plan.Sandbox) (w state.Attach, again bool, err error) {
+	now, _ := a.look()
+	for _, old := range a.c.Mesh.Wishes() {
+		if old.Network != n.ID {
+			continue
+		}
+		if same(old.Source, s) || now.sandboxes[old.ID].Inode == box.Inode {
+			old, err := merge(old, r, name, n.Name)
+			return old, true, err
+		}
+		if old.Container == name && now.gone[old.ID] {
+			if _, err := a.c.Mesh.Do(ctx, state.Detach{ID: old.ID}); err != nil {
+				return w, false, err
+			}
+		}
+	}
+	return state.Attach{
+		ID:             mint(),
+		Network:        n.ID,
+		Container:      name,
+		Source:         s,
+		Addr:           r.Addr,
+		MAC:            r.MAC,
+		IfName:         r.IfName,
+		Names:          sorted(r.Names),
+		NoDefaultRoute: r.NoDefaultRoute,
+	}, false, nil
+}
+
+// merge adds what a repeated request asks for to an attachment, as long as nothing that the container
+// has already would change.
+func merge(w state.Attach, r AttachRequest, name, network string) (state.Attach, error) {
+	differ := ""
+	switch {
+	case r.Addr.IsValid() && w.Addr.IsValid() && r.Addr != w.Addr:
+		differ = "address"
+	case r.MAC != state.MAC{} && r.MAC != w.MAC:
+		differ = "MAC address"
+	case r.IfName != "" && w.IfName != "" && r.IfName != w.IfName:
+		differ = "interface name"
+	}
+	if differ != "" {
+		return w, fmt.Errorf("%w: %s is attached to %s with another %s; detach it first", ErrRefused, name, network, differ)
+	}
+	w.Names = sorted(append(slices.Clone(w.Names), r.Names...))
+	return w, nil
+}
+
+func sorted(names []string) []string {
+	names = slices.Clone(names)
+	slices.Sort(names)
+	return slices.Compact(names)
+}
+
+// same reports whether two sources mean one container.
+func same(x, y state.Source) bool {
+	if x.Kind == state.SourceDocker || y.Kind == state.SourceDocker {
+		return x.Kind == y.Kind && x.Docker == y.Docker
+	}
+	return x.Inode == y.Inode
+}
+
+func mint() state.EndpointID {
+	var b [8]byte
+	rand.Read(b[:]) // never fails
+	return state.EndpointID(max(1, binary.BigEndian.Uint64(b[:])))
+}
+
+// carryOut asks the mesh for an attachment and waits until this host has it.
+func (a *Agent) carryOut(ctx context.Context, w state.Attach) error {
+	do, cancel := context.WithTimeout(ctx, doMax)
+	defer cancel()
+	out, err := a.c.Mesh.Do(do, w)
+	if err != nil {
+		return err
+	}
+	return a.host(ctx, out.Version, func(s seen) error {
+		if s.gone[w.ID] {
+			return fmt.Errorf("container %s stopped meanwhile; start it first", w.Container)
+		}
+		return nil
+	})
+}
+
+// host waits until this host equals a version of the state, or fault finds a reason to give up.
+func (a *Agent) host(ctx context.Context, version uint64, fault func(seen) error) error {
+	poke(a.poked)
+	ctx, cancel := context.WithTimeout(ctx, hostMax)
+	defer cancel()
+	for {
+		now, changed := a.look()
+		if err := fault(now); err != nil {
+			return err
+		}
+		if now.applied >= version {
+			return nil
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			why := "the host is still being changed"
+			if len(now.failing) > 0 {
+				why = strings.Join(now.failing, ", ")
+			}
+			return fmt.Errorf("%w on this host: %s; see meshnet status", ErrLate, why)
+		}
+	}
+}
+
+// undo takes back what an attach began, also when its caller has gone.
+func (a *Agent) undo(ctx context.Context, id state.EndpointID) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoMax)
+	defer cancel()
+	if _, err := a.c.Mesh.Do(ctx, state.Detach{ID: id}); err != nil {
+		a.c.Log.Warn("attachment that failed is still there", "endpoint", id, "err", err)
+	}
+	poke(a.poked)
+}
+
+// Detach takes a container off a network, or off all when none is named, and returns what it took
+// off, which is nothing when it was not attached. The container need not run any more.
+func (a *Agent) Detach(ctx context.Context, r Ref, network string) ([]Attachment, error) {
+	var only state.NetworkID
+	if network != "" {
+		n, err := find(a.c.Mesh.View(), network)
+		if err != nil {
+			return nil, err
+		}
+		only = n.ID
+	}
+	mine, err := a.attached(ctx, r)
+	if err != nil {
+		return nil, err
+	}
+	mine = slices.DeleteFunc(mine, func(w state.Attach) bool { return network != "" && w.Network != only })
+	off := slices.DeleteFunc(a.PS(false), func(at Attachment) bool {
+		return !slices.ContainsFunc(mine, func(w state.Attach) bool { return w.ID == at.Endpoint })
+	})
+	ctx, cancel := context.WithTimeout(ctx, doMax)
+	defer cancel()
+	var version uint64
+	for _, w := range mine {
+		out, err := a.c.Mesh.Do(ctx, state.Detach{ID: w.ID})
+		if err != nil {
+			return nil, err
+		}
+		version = max(version, out.Version)
+	}
+	return off, a.host(ctx, version, func(seen) error { return nil })
+}
+
+// attached returns the wishes of a container: by the name people know it by, by its Docker id or a
+// prefix of that, else by what the name means now.
+func (a *Agent) attached(ctx context.Context, r Ref) ([]state.Attach, error) {
+	wishes := a.c.Mesh.Wishes()
+	if r.NS == nil {
+		var named []state.Attach
+		owners := map[state.Source]bool{}
+		for _, w := range wishes {
+			if w.Container == r.Name || w.Source.Docker != "" && strings.HasPrefix(w.Source.Docker, r.Name) {
+				named = append(named, w)
+				owners[w.Source] = true
+			}
+		}
+		exact := slices.ContainsFunc(named, func(w state.Attach) bool { return w.Container == r.Name })
+		if exact {
+			return slices.DeleteFunc(named, func(w state.Attach) bool { return w.Container != r.Name }), nil
+		}
+		if len(owners) > 1 {
+			return nil, fmt.Errorf("%w: %q is the beginning of several container ids; give more of it", ErrRefused, r.Name)
+		}
+		if len(named) > 0 {
+			return named, nil
+		}
+	}
+	s, _, err := a.resolve(ctx, r)
+	if err != nil {
+		return nil, err
+	}
+	return slices.DeleteFunc(wishes, func(w state.Attach) bool { return !same(w.Source, s) }), nil
+}
+
+// nodeNames returns the names of nodes, sorted.
+func (a *Agent) nodeNames(ids []state.NodeID) []string {
+	view := a.c.Mesh.View()
+	names := make([]string, 0, len(ids))
+	for _, id := range ids {
+		names = append(names, nodeName(view, id))
+	}
+	slices.SortFunc(names, cmp.Compare)
+	return names
+}
+
+func nodeName(view *state.View, id state.NodeID) string {
+	if n, ok := view.Node(id); ok && n.Name != "" {
+		return n.Name
+	}
+	return id.String()
+}

@@ -1,0 +1,250 @@
+package agent
+
+import (
+	"cmp"
+	"context"
+	"net/netip"
+	"slices"
+	"time"
+
+	"meshnet/plan"
+	"meshnet/state"
+)
+
+// Readiness is how far an attachment is.
+type Readiness uint8
+
+const (
+	// Ready: its interface is there.
+	Ready Readiness = iota
+	// Pending: it waits for an address or for the host.
+	Pending
+	// Down: its container does not run.
+	Down
+)
+
+// String returns ready, pending or down.
+func (r Readiness) String() string { return [...]string{"ready", "pending", "down", ""}[r&3] }
+
+// Attachment is a container on a network.
+type Attachment struct {
+	Endpoint  state.EndpointID
+	Container string
+	Network   state.NetworkID
+	Shown     string       // the network's name
+	Addr      netip.Prefix // with the network's length; invalid: none yet
+	MAC       state.MAC
+	IfName    string     // inside the container; empty: not known here
+	Gateway   netip.Addr // invalid: none
+	Node      state.NodeID
+	NodeName  string
+	State     Readiness
+	Names     []string
+}
+
+// Network is a network as this node sees it.
+type Network struct {
+	*state.Network
+	MTU        uint32 // of its interfaces, bytes
+	Containers int    // on it, reachable
+	// Members are the names of the nodes with a container on it; of Inspect only.
+	Members []string
+	// Attachments, of Inspect only, are those of all nodes, in the order of addresses.
+	Attachments []Attachment
+}
+
+// Node is a node that the state names or that is a member of the mesh.
+type Node struct {
+	state.Peer
+	// Tunnel: this host has a way to it and it is alive.
+	Tunnel bool
+}
+
+// Status is what this node says of itself and of the mesh.
+type Status struct {
+	Node      Node
+	Converged bool // all alive members agree and nothing is pending
+	Agreement state.Agreement
+	Differ    []string // names of alive nodes with another digest
+	Silent    []string // names of alive nodes that gave none in time
+	Choice    plan.Choice
+	Underlay  plan.Underlay
+	Pending   []string // what is still to be done and why
+	Warnings  []string
+	Peers     []Node
+	Networks  int
+	Attached  int // containers on networks, here
+}
+
+// Nodes returns all nodes that the state names and all members, in the order of (name, id).
+func (a *Agent) Nodes() []Node {
+	view := a.c.Mesh.View()
+	self := a.c.Mesh.Self()
+	now, _ := a.look()
+	nodes := map[state.NodeID]Node{}
+	for _, n := range view.Nodes() {
+		nodes[n.ID] = Node{Peer: state.Peer{
+			ID: n.ID, Name: n.Name, Addr: n.Addr, Version: n.Version, State: state.Dead, Self: n.ID == self,
+		}}
+	}
+	for _, p := range a.c.Mesh.Peers() {
+		// What a node says of itself is in its record; a failure detector may not know it.
+		if known, ok := nodes[p.ID]; ok {
+			p.Name = cmp.Or(p.Name, known.Name)
+			p.Version = cmp.Or(p.Version, known.Version)
+			if !p.Addr.IsValid() {
+				p.Addr = known.Addr
+			}
+		}
+		_, recorded := view.Node(p.ID)
+		nodes[p.ID] = Node{Peer: p, Tunnel: !p.Self && p.State == state.Alive && recorded && now.host != nil}
+	}
+	all := make([]Node, 0, len(nodes))
+	for _, n := range nodes {
+		all = append(all, n)
+	}
+	slices.SortFunc(all, func(x, y Node) int {
+		return cmp.Or(cmp.Compare(x.Name, y.Name), cmp.Compare(x.ID, y.ID))
+	})
+	return all
+}
+
+// Networks returns all networks in the order of their names.
+func (a *Agent) Networks() []Network {
+	view := a.c.Mesh.View()
+	all := make([]Network, 0, len(view.Networks()))
+	for _, n := range view.Networks() {
+		all = append(all, a.network(n))
+	}
+	return all
+}
+
+// Inspect returns a network by name or id, with its members and attachments.
+func (a *Agent) Inspect(name string) (Network, error) {
+	view := a.c.Mesh.View()
+	n, err := find(view, name)
+	if err != nil {
+		return Network{}, err
+	}
+	net := a.network(n)
+	for _, id := range n.Members() {
+		net.Members = append(net.Members, nodeName(view, id))
+	}
+	slices.Sort(net.Members)
+	net.Attachments = slices.DeleteFunc(a.PS(true), func(at Attachment) bool { return at.Network != n.ID })
+	return net, nil
+}
+
+func (a *Agent) network(n *state.Network) Network {
+	now, _ := a.look()
+	mtu := n.Def.MTU
+	if now.host != nil && (mtu == 0 || mtu > now.host.MTU) {
+		mtu = now.host.MTU
+	}
+	return Network{Network: n, MTU: mtu, Containers: n.Len()}
+}
+
+// PS returns the attachments of this host, or of all, in the order of (network, address). Those
+// that wait for an address come last.
+func (a *Agent) PS(all bool) []Attachment {
+	view := a.c.Mesh.View()
+	self := a.c.Mesh.Self()
+	now, _ := a.look()
+	linked := links(now.host)
+	var list []Attachment
+	for _, n := range view.Networks() {
+		for e := range n.Claims() {
+			if !all && e.Node != self {
+				continue
+			}
+			at := attachment(view, n, e)
+			if e.Node == self {
+				at.IfName = cmp.Or(now.ifNames[e.ID], e.IfName)
+				at.State = ready(e, linked[e.ID])
+			}
+			list = append(list, at)
+		}
+	}
+	for _, w := range a.c.Mesh.Wishes() {
+		if _, ok := view.Endpoint(w.ID); ok {
+			continue
+		}
+		if n, ok := view.Network(w.Network); ok {
+			list = append(list, Attachment{
+				Endpoint: w.ID, Container: w.Container, Network: n.ID, Shown: n.Name, MAC: w.MAC, IfName: w.IfName,
+				Gateway: n.Def.Gateway, Node: self, NodeName: nodeName(view, self), State: Pending, Names: w.Names,
+			})
+		}
+	}
+	return list
+}
+
+// links returns the endpoints that have an interface on this host.
+func links(h *plan.Host) map[state.EndpointID]bool {
+	linked := map[state.EndpointID]bool{}
+	if h != nil {
+		for _, l := range h.Links {
+			linked[l.Endpoint] = true
+		}
+	}
+	return linked
+}
+
+func ready(e *state.Endpoint, linked bool) Readiness {
+	switch {
+	case e.Down:
+		return Down
+	case !linked:
+		return Pending
+	}
+	return Ready
+}
+
+func attachment(view *state.View, n *state.Network, e *state.Endpoint) Attachment {
+	at := Attachment{
+		Endpoint: e.ID, Container: e.Container, Network: n.ID, Shown: n.Name,
+		Addr: netip.PrefixFrom(e.Addr, n.Def.Subnet.Bits()), MAC: e.MAC, IfName: e.IfName,
+		Gateway: n.Def.Gateway, Node: e.Node, NodeName: nodeName(view, e.Node), Names: e.Names,
+	}
+	if e.Down {
+		at.State = Down
+	}
+	return at
+}
+
+// agreeMax bounds the question to all members.
+const agreeMax = 2 * time.Second
+
+// Status asks all members for their digest and says how this node and the mesh are.
+func (a *Agent) Status(ctx context.Context) Status {
+	ctx, cancel := context.WithTimeout(ctx, agreeMax)
+	defer cancel()
+	m := a.c.Mesh
+	agreed := m.Agreeing(ctx)
+	view := m.View()
+	now, _ := a.look()
+	s := Status{
+		Agreement: agreed,
+		Differ:    a.nodeNames(agreed.Differ),
+		Silent:    a.nodeNames(agreed.Silent),
+		Choice:    a.c.Choice,
+		Underlay:  a.c.Underlay,
+		Pending:   slices.Concat(m.Pending(), now.failing),
+		Warnings:  slices.Concat(a.c.Warnings, a.c.Choice.Warnings, m.Warnings()),
+		Networks:  len(view.Networks()),
+		Attached:  len(a.PS(false)),
+	}
+	if now.applied < view.Version() && len(now.failing) == 0 {
+		s.Pending = append(s.Pending, "this host is being changed to what was agreed")
+	}
+	for _, n := range a.Nodes() {
+		if n.Self {
+			s.Node = n
+			s.Node.Version = a.c.Version
+		} else {
+			s.Peers = append(s.Peers, n)
+		}
+	}
+	s.Converged = agreed.Alive > 0 && agreed.Agreeing == agreed.Alive && len(s.Pending) == 0
+	return s
+}

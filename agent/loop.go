@@ -1,0 +1,311 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"reflect"
+	"slices"
+	"time"
+
+	"meshnet/plan"
+	"meshnet/state"
+)
+
+const (
+	// gather is how long the loop waits for more of what woke it: many wishes that arrive together
+	// are one apply. Small against the time that a link takes.
+	gather = 2 * time.Millisecond
+	// retryMin to retryMax: the wait after a failure, doubled each time.
+	retryMin, retryMax = 100 * time.Millisecond, 5 * time.Second
+	// lookEvery: how often sandboxes are looked up without a reason.
+	lookEvery = 10 * time.Second
+	// passEvery: how often the whole plan is applied without a reason.
+	passEvery = 5 * time.Minute
+	// openMax bounds the search for one sandbox.
+	openMax = 5 * time.Second
+	// applyMax bounds one apply.
+	applyMax = 30 * time.Second
+	// graceMax: how long after the start nothing is applied while it is not known whether a
+	// container that ran is still there. A daemon's restart must not cut it off because Docker is
+	// slow to answer.
+	graceMax = 10 * time.Second
+)
+
+// loop is the state of the one goroutine that changes the host.
+type loop struct {
+	agent   *Agent
+	started time.Time
+
+	host      *plan.Host
+	found     plan.Found
+	read      bool // found was read from the switch
+	sandboxes map[state.EndpointID]plan.Sandbox
+	gone      map[state.EndpointID]bool
+	// stale: the sandboxes are to be looked up again.
+	stale  bool
+	passed time.Time // when the last pass began
+	retry  time.Duration
+}
+
+func (l *loop) run(ctx context.Context, views <-chan struct{}) {
+	c := &l.agent.c
+	look := time.NewTicker(lookEvery)
+	defer look.Stop()
+	again := time.NewTimer(0)
+	defer again.Stop()
+	l.stale = true
+	for {
+		whole := true
+		select {
+		case <-ctx.Done():
+			return
+		case <-views:
+		case <-l.agent.poked:
+		case <-c.Links.Drift():
+			l.stale = true
+		case <-c.Switch.Drift():
+		case <-again.C:
+			l.stale = true
+		case <-look.C:
+			l.stale = true
+			whole = l.retry > 0 || time.Since(l.passed) >= passEvery
+		}
+		wait := gather
+		if l.retry > 0 {
+			wait = retryMin // whatever comes, a host that fails is not hammered
+		}
+		if !sleep(ctx, wait) {
+			return
+		}
+		l.round(ctx, whole)
+		if l.retry > 0 {
+			again.Reset(l.retry)
+		} else {
+			again.Stop()
+		}
+	}
+}
+
+func sleep(ctx context.Context, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
+// round looks up sandboxes and applies the plan, whole or only if a sandbox changed, and sets the
+// wait until the next try.
+func (l *loop) round(ctx context.Context, whole bool) {
+	mesh := l.agent.c.Mesh
+	view := mesh.View()
+	changed, unknown, failing := l.lookup(ctx, view)
+	equal := false
+	if err := l.first(ctx); err != nil {
+		failing = append(failing, "switch: "+err.Error())
+	}
+	switch {
+	case !l.read:
+	case unknown && time.Since(l.started) < graceMax:
+	case whole || changed || len(failing) > 0:
+		l.passed = time.Now()
+		faults := l.apply(ctx, view)
+		equal = len(faults) == 0
+		failing = append(failing, faults...)
+	}
+	if ctx.Err() != nil {
+		return
+	}
+	if equal {
+		mesh.Applied(view.Version())
+	}
+	l.retry = l.after(failing)
+	l.agent.publish(func(s *seen) {
+		if equal {
+			s.applied = max(s.applied, view.Version())
+		}
+		s.host, s.failing, s.ifNames = l.host, failing, l.found.IfNames
+		s.sandboxes, s.gone = maps.Clone(l.sandboxes), maps.Clone(l.gone)
+	})
+	if len(failing) == 0 && equal {
+		l.agent.once.Do(func() { close(l.agent.ready) })
+	}
+}
+
+// first reads what the switch has, once, before anything is planned.
+func (l *loop) first(ctx context.Context) error {
+	if l.read {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, applyMax)
+	defer cancel()
+	found, err := l.agent.c.Switch.Found(ctx)
+	if err != nil {
+		return err
+	}
+	l.found, l.read = found, true
+	return nil
+}
+
+// after logs what failed and returns how long to wait until the next try; 0: no need of one.
+func (l *loop) after(failing []string) time.Duration {
+	log := l.agent.c.Log
+	if len(failing) == 0 {
+		if l.retry > 0 {
+			log.Info("host is as planned again")
+		}
+		return 0
+	}
+	retry := min(max(2*l.retry, retryMin), retryMax)
+	for _, f := range failing {
+		log.Warn("host is not as planned", "err", f, "retry", retry)
+	}
+	return retry
+}
+
+// lookup finds the sandboxes of this host's wishes: those it does not know, or all when stale. It
+// reports whether one changed, and whether it is not known of a container that ran whether it is
+// there.
+func (l *loop) lookup(ctx context.Context, view *state.View) (changed, unknown bool, failing []string) {
+	before := l.sandboxes
+	l.sandboxes = map[state.EndpointID]plan.Sandbox{}
+	gone := map[state.EndpointID]bool{}
+	for _, w := range l.agent.c.Mesh.Wishes() {
+		old, known := before[w.ID]
+		if known && !l.stale {
+			l.sandboxes[w.ID] = old
+			continue
+		}
+		if l.gone[w.ID] && !l.stale {
+			gone[w.ID] = true
+			continue
+		}
+		e, attached := view.Endpoint(w.ID)
+		box, err := l.open(ctx, w.Source)
+		switch {
+		case err == nil:
+			l.sandboxes[w.ID] = box
+			if attached && e.Down {
+				failing = append(failing, l.report(ctx, w, false)...)
+			}
+		case errors.Is(err, ErrGone):
+			gone[w.ID] = true
+			if attached && !e.Down {
+				failing = append(failing, l.report(ctx, w, true)...)
+			}
+		default:
+			failing = append(failing, fmt.Sprintf("look up container %s: %v", w.Container, err))
+			if known {
+				l.sandboxes[w.ID] = old
+			} else if attached && !e.Down {
+				unknown = true
+			}
+		}
+	}
+	l.gone, l.stale = gone, false
+	return !maps.Equal(before, l.sandboxes), unknown, failing
+}
+
+func (l *loop) open(ctx context.Context, s state.Source) (plan.Sandbox, error) {
+	ctx, cancel := context.WithTimeout(ctx, openMax)
+	defer cancel()
+	return l.agent.c.Sandboxes.Open(ctx, s)
+}
+
+// report tells the mesh that a container's sandbox went or came back.
+func (l *loop) report(ctx context.Context, w state.Attach, down bool) []string {
+	if _, err := l.agent.c.Mesh.Do(ctx, state.Report{ID: w.ID, Down: down}); err != nil {
+		return []string{fmt.Sprintf("report container %s: %v", w.Container, err)}
+	}
+	what := "container is back"
+	if down {
+		what = "container is gone"
+	}
+	l.agent.c.Log.Info(what, "endpoint", w.ID, "container", w.Container)
+	return nil
+}
+
+// apply makes the host equal to the view, links first, and returns what could not be done. A failed
+// step does not stop the other.
+func (l *loop) apply(ctx context.Context, view *state.View) (faults []string) {
+	ctx, cancel := context.WithTimeout(ctx, applyMax)
+	defer cancel()
+	c := &l.agent.c
+	began := time.Now()
+	l.host = plan.For(l.host, view, l.facts())
+	l.host.Check()
+	linkSteps, links, linkErr := c.Links.Apply(ctx, l.host)
+	if linkErr != nil {
+		faults = append(faults, "links: "+linkErr.Error())
+	}
+	switchSteps, bridge, switchErr := c.Switch.Apply(ctx, l.host)
+	if switchErr != nil {
+		faults = append(faults, "switch: "+switchErr.Error())
+	}
+	for _, s := range append(linkSteps, switchSteps...) {
+		c.Log.Debug("changed the host", "step", s.String())
+	}
+	if n := len(linkSteps) + len(switchSteps); n > 0 {
+		c.Log.Debug("applied", "steps", n, "version", view.Version(), "took", time.Since(began))
+	}
+	if linkErr == nil || links.IfNames != nil {
+		l.found.IfNames = links.IfNames
+	}
+	if switchErr == nil || bridge.Ports != nil {
+		l.found.Ports, l.found.Tunnels, l.found.Devices = bridge.Ports, bridge.Tunnels, bridge.Devices
+		l.found.Features = bridge.Features
+	}
+	if len(faults) == 0 && !l.stable(view) {
+		faults = append(faults, "the switch gave other port numbers than planned; planning again")
+	}
+	return append(faults, l.lose(ctx, view, links.Gone)...)
+}
+
+// stable reports whether what was found leaves the plan that was applied as it is.
+func (l *loop) stable(view *state.View) bool {
+	next := plan.For(l.host, view, l.facts())
+	return reflect.DeepEqual(next.Networks, l.host.Networks) && reflect.DeepEqual(next.Tunnels, l.host.Tunnels)
+}
+
+// lose tells the mesh of sandboxes that were not there any more when a link was to be put in. They
+// are looked up again at the next turn of the clock.
+func (l *loop) lose(ctx context.Context, view *state.View, gone []state.EndpointID) (faults []string) {
+	for _, w := range l.agent.c.Mesh.Wishes() {
+		if !slices.Contains(gone, w.ID) {
+			continue
+		}
+		delete(l.sandboxes, w.ID)
+		l.gone[w.ID] = true
+		if e, attached := view.Endpoint(w.ID); attached && !e.Down {
+			faults = append(faults, l.report(ctx, w, true)...)
+		}
+	}
+	return faults
+}
+
+// facts is what the plan has to know of the host now.
+func (l *loop) facts() plan.Facts {
+	c := &l.agent.c
+	names := maps.Clone(l.found.IfNames)
+	if names == nil {
+		names = map[state.EndpointID]string{}
+	}
+	for _, w := range c.Mesh.Wishes() {
+		if w.IfName != "" {
+			names[w.ID] = w.IfName
+		}
+	}
+	return plan.Facts{
+		Self:      c.Mesh.Self(),
+		Choice:    c.Choice,
+		Underlay:  c.Underlay,
+		Sandboxes: l.sandboxes,
+		IfNames:   names,
+		Found:     l.found,
+	}
+}
