@@ -40,6 +40,7 @@ var house = map[string][]string{
 	"testlab": {},
 
 	"mesh/meshtest": {},
+	"plan/plantest": {"crdt", "plan", "state"},
 	"ovs/ovstest":   {},
 	"netns/nstest":  {},
 }

@@ -10,6 +10,9 @@ import (
 // nameMax is the longest name of a device, characters (IFNAMSIZ less the final zero).
 const nameMax = 15
 
+// vniMax is the largest VXLAN network identifier (RFC 7348, section 5).
+const vniMax = 1<<24 - 1
+
 // Check panics when the plan contradicts itself: a port number twice, a link without a network, an
 // address outside its subnet. A failure is a bug of ours.
 func (h *Host) Check() {
@@ -46,7 +49,7 @@ type checker struct {
 	ports   map[uint32]string // user by number
 	names   map[string]bool
 	links   map[state.EndpointID]string // names of links that ports want
-	tunnels map[uint32]bool // by number
+	tunnels map[uint32]bool             // by number
 }
 
 func (c *checker) say(ok bool, format string, args ...any) {

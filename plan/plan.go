@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"encoding/hex"
+	"iter"
 	"net/netip"
 	"slices"
 
@@ -17,9 +18,6 @@ const DefaultTunnelPort = 14789
 
 // bridge is the name of our bridge.
 const bridge = "meshnet"
-
-// vniMax is the largest VXLAN network identifier (RFC 7348, section 5).
-const vniMax = 1<<24 - 1
 
 // Facts is what the plan has to know of the host.
 type Facts struct {
@@ -41,8 +39,8 @@ type peer struct {
 // nothing changed.
 //
 // To a node whose record names no address of the underlay's kind there is no way: its containers are
-// left out until the record is right. So are endpoints that cannot be meant (outside the subnet, a
-// group's MAC, another member's MAC) whoever claims them, and what there are no port numbers for.
+// left out until the record is right. So are endpoints with a MAC that cannot be meant (none, a
+// group's, another member's), and what there are no port numbers for.
 func For(last *Host, v *state.View, f Facts) *Host {
 	if last == nil {
 		last = &Host{}
@@ -170,7 +168,7 @@ func (p *planner) localMembers() []member {
 	var ms []member
 	names := map[string]bool{}
 	for _, n := range p.view.Networks() {
-		if !n.HasMember(p.facts.Self) || !n.Def.Subnet.Addr().Is4() || n.VNI == 0 || n.VNI > vniMax {
+		if !n.HasMember(p.facts.Self) {
 			continue
 		}
 		m := member{net: n}
@@ -191,14 +189,14 @@ func (p *planner) localMembers() []member {
 	return ms
 }
 
-// valid yields the reachable endpoints of a network that can be meant, in the order of addresses. Of
-// two members with one MAC the lower address has it.
-func valid(n *state.Network) func(yield func(*state.Endpoint) bool) {
+// valid yields the reachable endpoints of a network whose MAC can be meant, in the order of
+// addresses. Of two members with one MAC the lower address has it.
+func valid(n *state.Network) iter.Seq[*state.Endpoint] {
 	return func(yield func(*state.Endpoint) bool) {
 		seen := make(map[state.MAC]bool, n.Len())
 		for e := range n.Endpoints() {
 			group := e.MAC[0]&1 != 0
-			if !n.Def.Subnet.Contains(e.Addr) || group || e.MAC == (state.MAC{}) || seen[e.MAC] {
+			if group || e.MAC == (state.MAC{}) || seen[e.MAC] {
 				continue
 			}
 			seen[e.MAC] = true
@@ -233,7 +231,7 @@ func (p *planner) network(m member) *Network {
 		MTU: p.host.MTU, from: m.net, local: m.local,
 	}
 	if own := m.net.Def.MTU; own != 0 && own < n.MTU {
-		n.MTU = max(own, mtuMin)
+		n.MTU = own
 	}
 	for _, e := range m.local {
 		if port := p.ports[e.ID]; port != 0 {
@@ -305,18 +303,18 @@ func (p *planner) links() {
 		if n == nil {
 			continue
 		}
-		for _, port := range n.Ports {
-			if port.Link == "" {
+		for _, e := range m.local {
+			name := p.linkName(e.ID)
+			if p.ports[e.ID] == 0 || name == "" {
 				continue
 			}
-			e, _ := p.view.Endpoint(port.Endpoint)
 			p.host.Links = append(p.host.Links, Link{
-				Endpoint: port.Endpoint,
-				Name:     port.Link,
-				IfName:   cmp.Or(p.facts.IfNames[port.Endpoint], e.IfName),
-				Sandbox:  p.facts.Sandboxes[port.Endpoint],
-				Addr:     netip.PrefixFrom(port.Addr, n.Subnet.Bits()),
-				MAC:      port.MAC,
+				Endpoint: e.ID,
+				Name:     name,
+				IfName:   cmp.Or(p.facts.IfNames[e.ID], e.IfName),
+				Sandbox:  p.facts.Sandboxes[e.ID],
+				Addr:     netip.PrefixFrom(e.Addr, n.Subnet.Bits()),
+				MAC:      e.MAC,
 				MTU:      n.MTU,
 				Offloads: p.offloads(),
 			})
