@@ -1,0 +1,176 @@
+package flow_test
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"meshnet/ovs/flow"
+	"meshnet/ovs/ovstest"
+	"meshnet/plan"
+	"meshnet/plan/plantest"
+)
+
+// install puts the ports and flows of a host on a bridge of its own.
+func install(t *testing.T, in *ovstest.Instance, bridge string, h *plan.Host) {
+	t.Helper()
+	args := []string{"add-br", bridge, "--", "set", "bridge", bridge, "fail_mode=secure"}
+	port := func(n uint32) {
+		name := fmt.Sprintf("%s-%d", bridge, n)
+		args = append(args, "--", "add-port", bridge, name, "--", "set", "interface", name, "type=dummy", fmt.Sprintf("ofport_request=%d", n))
+	}
+	for _, tun := range h.Tunnels {
+		port(tun.OFPort)
+	}
+	for _, n := range h.Networks {
+		for _, p := range n.Ports {
+			port(p.OFPort)
+		}
+		if n.Device != nil {
+			port(n.Device.OFPort)
+		}
+	}
+	in.Vsctl(args...)
+	var b strings.Builder
+	for _, f := range slices.Concat(flows(h)...) {
+		b.WriteString(f.String() + "\n")
+	}
+	file := filepath.Join(in.Dir, bridge+".flows")
+	if err := os.WriteFile(file, []byte(b.String()), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	in.Ofctl("add-flows", bridge, file)
+}
+
+// A switch takes every flow, shows it again as it was meant, and sends packets where they belong.
+func TestSwitch(t *testing.T) {
+	in := ovstest.Start(t)
+	for i, c := range plantest.Cases(t) {
+		bridge := fmt.Sprintf("br%d", i)
+		h := c.Host()
+		install(t, in, bridge, h)
+		have, err := flow.ParseDump(in.Ofctl("dump-flows", bridge))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if add, remove := flow.Diff(have, slices.Concat(flows(h)...)); len(add)+len(remove) > 0 {
+			t.Errorf("%s: add\n%v\nremove\n%v", c.Name, add, remove)
+		}
+		for _, p := range packets[c.Name] {
+			trace := in.Appctl("ofproto/trace", bridge, p.packet(h))
+			if got := outputs(trace); got != p.want {
+				t.Errorf("%s: %s: goes to %q, want %q\n%s", c.Name, p.what, got, p.want, trace)
+			}
+		}
+	}
+}
+
+// probe is a packet and the OpenFlow ports that it has to leave by.
+type probe struct {
+	what string
+	in   uint32
+	more string // of its header; VNI of NAME stands for that network's
+	want string
+}
+
+const (
+	a1, a2, a3 = "02:42:0a:01:00:02", "02:42:0a:01:00:03", "02:42:0a:01:00:04" // on default: here, node 2, node 3
+	w1         = "02:42:0a:02:00:02"                                           // on web: here
+	b5, b6     = "02:42:0a:02:00:05", "02:42:0a:02:00:06"
+	all        = "ff:ff:ff:ff:ff:ff"
+	group      = "01:00:5e:00:00:fb"
+)
+
+func ip(from, to, src, dst string) string {
+	return fmt.Sprintf("ip,dl_src=%s,dl_dst=%s,nw_src=%s,nw_dst=%s", from, to, src, dst)
+}
+
+func ask(from, src, target string) string {
+	return fmt.Sprintf("arp,dl_src=%s,dl_dst=%s,arp_op=1,arp_sha=%s,arp_spa=%s,arp_tpa=%s", from, all, from, src, target)
+}
+
+// guarded is what port 1, the container 10.1.0.2, tries on any transport.
+var guarded = []probe{
+	{"another's MAC", 1, ip(a2, a3, "10.1.0.2", "10.1.0.4"), ""},
+	{"another's address", 1, ip(a1, a2, "10.1.0.4", "10.1.0.3"), ""},
+	{"to nobody", 1, ip(a1, "02:42:0a:01:00:09", "10.1.0.2", "10.1.0.9"), ""},
+	{"to a member of the other network", 1, ip(a1, w1, "10.1.0.2", "10.2.0.2"), ""},
+	{"IPv6", 1, "ipv6,dl_src=" + a1 + ",dl_dst=33:33:00:00:00:01,ipv6_src=fe80::1,ipv6_dst=ff02::1", ""},
+	{"something else", 1, "dl_type=0x88cc,dl_src=" + a1 + ",dl_dst=" + all, ""},
+	{"asks for a member elsewhere", 1, ask(a1, "10.1.0.2", "10.1.0.3"), "IN_PORT"},
+	{"asks before it has an address", 1, ask(a1, "0.0.0.0", "10.1.0.3"), "IN_PORT"},
+	{"asks for nobody", 1, ask(a1, "10.1.0.2", "10.1.0.9"), ""},
+	{"asks for the gateway", 1, ask(a1, "10.1.0.2", "10.1.0.1"), ""},
+	{"asks for its own address", 1, ask(a1, "0.0.0.0", "10.1.0.2"), ""},
+	{"announces its own address", 1, ask(a1, "10.1.0.2", "10.1.0.2"), ""},
+	{"asks in another's name", 1, ask(a1, "10.1.0.4", "10.1.0.3"), ""},
+	{"asks from another's MAC", 1, ask(a2, "10.1.0.2", "10.1.0.3"), ""},
+	{"answers what nobody asked", 1, strings.Replace(ask(a1, "10.1.0.2", "10.1.0.3"), "arp_op=1", "arp_op=2", 1), ""},
+}
+
+// packets are the probes of each situation.
+var packets = map[string][]probe{
+	"nothing": {{"from a port that is not planned", 9, ip(a1, all, "10.1.0.2", "10.1.255.255"), ""}},
+	"alone": {
+		{"to a neighbour", 1, ip(b5, b6, "10.2.0.5", "10.2.0.6"), "2"},
+		{"to itself", 1, ip(b5, b5, "10.2.0.5", "10.2.0.5"), ""},
+		{"broadcast", 1, ip(b5, all, "10.2.0.5", "10.2.255.255"), "2"},
+		{"in the neighbour's name", 1, ip(b6, b6, "10.2.0.6", "10.2.0.6"), ""},
+		{"asks for a neighbour", 1, ask(b5, "10.2.0.5", "10.2.0.6"), "IN_PORT"},
+	},
+	"three-ovs-kernel": append([]probe{
+		{"to node 3", 1, ip(a1, a3, "10.1.0.2", "10.1.0.4"), "40002"},
+		{"broadcast", 1, ip(a1, all, "10.1.0.2", "10.1.255.255"), "40001 40002"},
+		{"multicast", 1, ip(a1, group, "10.1.0.2", "224.0.0.251"), "40001 40002"},
+		{"from a tunnel to here", 40001, "tun_id=VNI of default," + ip(a2, a1, "10.1.0.3", "10.1.0.2"), "1"},
+		{"from a tunnel to another peer", 40001, "tun_id=VNI of default," + ip(a2, a3, "10.1.0.3", "10.1.0.4"), ""},
+		{"from a tunnel, broadcast", 40001, "tun_id=VNI of default," + ip(a2, all, "10.1.0.3", "10.1.255.255"), "1"},
+		{"from a tunnel with the other network's VNI", 40001, "tun_id=VNI of web," + ip(a2, a1, "10.1.0.3", "10.1.0.2"), ""},
+		{"from a tunnel with a VNI of nobody", 40001, "tun_id=5," + ip(a2, all, "10.1.0.3", "10.1.255.255"), ""},
+	}, guarded...),
+	"three-kernel-vxlan": append([]probe{
+		{"to node 3", 1, ip(a1, a3, "10.1.0.2", "10.1.0.4"), "50001"},
+		{"broadcast", 1, ip(a1, all, "10.1.0.2", "10.1.255.255"), "50001"},
+		{"from the device to here", 50001, ip(a2, a1, "10.1.0.3", "10.1.0.2"), "1"},
+		{"from the device to another peer", 50001, ip(a2, a3, "10.1.0.3", "10.1.0.4"), ""},
+		{"from the device, broadcast", 50001, ip(a2, all, "10.1.0.3", "10.1.255.255"), "1"},
+		{"from the other network's device", 50002, ip(a2, a1, "10.1.0.3", "10.1.0.2"), ""},
+	}, guarded...),
+	// blue has ports 2 and 50002, red 1 and 50001; both have 10.2.0.5 here and 10.2.0.6 elsewhere.
+	"same-subnet": {
+		{"on red", 1, ip(b5, b6, "10.2.0.5", "10.2.0.6"), "50001"},
+		{"on blue", 2, ip(b5, b6, "10.2.0.5", "10.2.0.6"), "50002"},
+		{"broadcast on blue", 2, ip(b5, all, "10.2.0.5", "10.2.255.255"), "50002"},
+		{"from elsewhere on red", 50001, ip(b6, b5, "10.2.0.6", "10.2.0.5"), "1"},
+		{"from elsewhere on blue, broadcast", 50002, ip(b6, all, "10.2.0.6", "10.2.255.255"), "2"},
+	},
+}
+
+// packet returns the probe as ofproto/trace takes it.
+func (p probe) packet(h *plan.Host) string {
+	s := fmt.Sprintf("in_port=%d,%s", p.in, p.more)
+	for _, n := range h.Networks {
+		s = strings.ReplaceAll(s, "VNI of "+n.Name, fmt.Sprint(n.VNI))
+	}
+	return s
+}
+
+// outputs returns the OpenFlow ports by which a traced packet leaves, in order.
+func outputs(trace string) string {
+	var ports []string
+	for line := range strings.Lines(trace) {
+		line = strings.TrimSpace(line)
+		switch port, ok := strings.CutPrefix(line, "output:"); {
+		case ok:
+			ports = append(ports, port)
+		case line == "IN_PORT":
+			ports = append(ports, line)
+		case strings.Contains(line, "skipping output"):
+			ports = ports[:len(ports)-1]
+		}
+	}
+	return strings.Join(ports, " ")
+}
