@@ -53,10 +53,11 @@ type Foreign struct {
 	Why      error  // what is strange
 }
 
-// Delete returns the modification that removes f and no other flow.
+// Delete returns the modification that removes f and no other flow, provided that the mark in its cookie has not
+// changed.
 func (f Foreign) Delete() FlowMod {
 	return FlowMod{
-		Command: DeleteStrict, CookieMask: ^uint64(0), RawMatch: f.RawMatch,
+		Command: DeleteStrict, CookieMask: flow.CookieMask, RawMatch: f.RawMatch,
 		Flow: flow.Flow{Table: f.Table, Priority: f.Priority, Cookie: f.Cookie},
 	}
 }

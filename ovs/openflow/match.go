@@ -208,7 +208,8 @@ func appendMatch(b []byte, m *flow.Match) ([]byte, error) {
 	if err := checkMatch(m); err != nil {
 		return b, err
 	}
-	var fields []byte
+	start := len(b)
+	b = appendRawMatch(b, nil)[:start+4] // without the padding of an empty one
 	for i := range matchFields {
 		f := &matchFields[i]
 		value, mask := f.get(m)
@@ -218,14 +219,16 @@ func appendMatch(b []byte, m *flow.Match) ([]byte, error) {
 		switch mask {
 		case 0:
 		case f.id.ones():
-			fields = appendField(fields, f.id, value)
+			b = appendField(b, f.id, value)
 		default:
-			fields = binary.BigEndian.AppendUint32(fields, uint32(f.id|hasMask)+uint32(f.id.bytes()))
-			fields = appendNumber(fields, value, f.id.bytes())
-			fields = appendNumber(fields, mask, f.id.bytes())
+			b = binary.BigEndian.AppendUint32(b, uint32(f.id|hasMask)+uint32(f.id.bytes()))
+			b = appendNumber(b, value, f.id.bytes())
+			b = appendNumber(b, mask, f.id.bytes())
 		}
 	}
-	return appendRawMatch(b, fields), nil
+	n := len(b) - start
+	binary.BigEndian.PutUint16(b[start+2:], uint16(n))
+	return appendZeros(b, pad8(n)), nil
 }
 
 // appendRawMatch appends the encoded fields of a match with header and padding.
