@@ -93,6 +93,8 @@ func TestChoose(t *testing.T) {
 		{name: "private with the kernel's datapath", w: Wants{OVS: private, Datapath: system}, f: with(module), err: "use --ovs host"},
 		{name: "private beside a userspace bridge", w: Wants{OVS: private}, f: with(userspace), err: "use --ovs host"},
 		{name: "private, underlay on a userspace bridge", w: Wants{OVS: private, Datapath: netdev}, f: with(onUserspace), err: "use --ovs host"},
+		{name: "private, underlay on a userspace bridge of ours", w: Wants{OVS: private},
+			f: OVSFacts{Installed: true, UnderlayOn: "meshnet", UnderlayNetdev: true}, err: "use --ovs host"},
 		{name: "geneve without tunnel ports", w: Wants{Encap: state.Geneve}, f: bare, err: "use --encap vxlan"},
 		{name: "geneve, private", w: Wants{OVS: private, Encap: state.Geneve}, f: with(module), err: "use --encap vxlan"},
 		{name: "another word for ovs", w: Wants{OVS: "system"}, f: bare, err: "want auto, host or private"},

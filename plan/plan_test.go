@@ -253,6 +253,20 @@ func TestNumbersFollowTheSwitch(t *testing.T) {
 	}
 }
 
+func TestDeviceNumberFollowsTheSwitch(t *testing.T) {
+	m := plantest.NewMesh(t, 2)
+	web := m.Create("web", "10.2.0.0/16")
+	m.Attach(1, web, "10.2.0.5")
+	m.Attach(2, web, "10.2.0.6")
+	f := plantest.Facts(state.KernelVXLAN)
+	last := next(nil, m.View(), f)
+	f.Found.Devices = map[state.NetworkID]uint32{web: 7}
+	n := network(t, next(last, m.View(), f), "web")
+	if n.Device.OFPort != 7 || n.Remotes[0].OFPort != 7 {
+		t.Errorf("device %d, remote %d, want 7", n.Device.OFPort, n.Remotes[0].OFPort)
+	}
+}
+
 // A host that was installed anew has a second record with its old address.
 func TestTwoNodesOneAddress(t *testing.T) {
 	m := plantest.NewMesh(t, 3)
@@ -345,6 +359,7 @@ func TestMTU(t *testing.T) {
 		{own: 1500, peer: 1500, v6: true, want: 1430},
 		{own: 9000, peer: 1500, want: 1450},
 		{own: 1400, peer: 9000, want: 1350},
+		{own: 9000, peer: 9000, want: 8950}, // its own record says 1500 still
 		{own: 9000, peer: 9000, network: 1450, want: 1450},
 		{own: 1500, peer: 1500, network: 9000, want: 1450},
 		{own: 1500, peer: 0, want: 1450},
