@@ -164,6 +164,26 @@ func TestCompareIsZeroExactlyForTheSameFlow(t *testing.T) {
 	})
 }
 
+func TestCompareSeesEveryField(t *testing.T) {
+	mac, prefix := ExactMAC(state.MAC{2}), netip.MustParsePrefix("10.0.0.0/8")
+	ms := []Match{
+		{}, {InPort: 1}, {TunID: Exact64(1)}, {Metadata: Exact64(1)}, {EthSrc: mac}, {EthDst: mac}, {EthDst: Multicast},
+		{EthType: 1}, {IPSrc: prefix}, {IPSrc: netip.MustParsePrefix("10.0.0.0/9")}, {IPDst: prefix}, {IPProto: 1}, {ARPOp: 1},
+		{ARPSPA: prefix}, {ARPTPA: prefix}, {ARPSHA: mac}, {ARPTHA: mac}, {ICMPType: Exact8(0)}, {ICMPCode: Exact8(0)},
+		{TPSrc: Exact16(0)}, {TPSrc: Masked[uint16]{0, 1}}, {TPDst: Exact16(0)},
+	}
+	if want := reflect.TypeFor[Match]().NumField() + 4; len(ms) != want {
+		t.Fatalf("%d matches, want %d: each field once, three masks and none", len(ms), want)
+	}
+	for i, m := range ms {
+		for j, o := range ms {
+			if c := m.compare(&o); (c == 0) != (i == j) || c != -o.compare(&m) {
+				t.Errorf("compare %v with %v: %d", m, o, c)
+			}
+		}
+	}
+}
+
 // held is a flow table as a switch keeps it: adding replaces the same flow.
 type held map[Match]map[[2]uint16]Flow
 
