@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"maps"
 	"slices"
-	"strconv"
 
 	"meshnet/ovs/flow"
 	"meshnet/plan"
@@ -232,6 +231,3 @@ func flowSteps(h *plan.Host, add, remove []flow.Flow) []plan.Step {
 	}
 	return steps
 }
-
-// parseID reads the 16 hexadecimal digits of an id.
-func parseID(s string) (uint64, error) { return strconv.ParseUint(s, 16, 64) }

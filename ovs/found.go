@@ -1,18 +1,43 @@
 package ovs
 
 import (
-	"context"
+	"fmt"
+	"strconv"
 
 	"meshnet/plan"
+	"meshnet/state"
 )
 
-// Found reads which port numbers are in use and what the datapath can do, before anything is
-// applied: the first plan after a restart keeps them. It waits a moment for the connection that Run
-// makes.
-func (s *Switch) Found(ctx context.Context) (plan.Found, error) {
-	db, err := s.reach(ctx)
-	if err != nil {
-		return plan.Found{}, err
+// found reads what a later plan has to know. Port numbers are known by our marks. Without an error
+// its maps are not nil.
+func (d *database) found(bridge string) (plan.Found, error) {
+	have := d.observe(bridge)
+	if have.root == nil {
+		return plan.Found{}, fmt.Errorf("read port numbers: %w", errLost)
 	}
-	return found(db, s.config.Bridge), nil
+	f := plan.Found{
+		Ports: map[state.EndpointID]uint32{}, Tunnels: map[state.NodeID]uint32{}, Devices: map[state.NetworkID]uint32{},
+	}
+	for _, p := range have.ports {
+		number := p.number()
+		if number == 0 {
+			continue
+		}
+		for mark, value := range p.iface.ExternalIDs {
+			id, err := strconv.ParseUint(value, 16, 64)
+			if err != nil {
+				continue // nobody of ours wrote it; the next Apply puts it right
+			}
+			switch mark {
+			case markEndpoint:
+				f.Ports[state.EndpointID(id)] = number
+			case markPeer:
+				f.Tunnels[state.NodeID(id)] = number
+			case markNetwork:
+				f.Devices[state.NetworkID(id)] = number
+			}
+		}
+	}
+	f.Features.TSO = have.root.OtherConfig[keyTSO] == "true"
+	return f, nil
 }

@@ -12,7 +12,6 @@ import (
 	"time"
 
 	"meshnet/plan"
-	"meshnet/state"
 )
 
 const (
@@ -187,6 +186,7 @@ func (s *Switch) watch(ctx context.Context, db *database) error {
 	defer look.Stop()
 	compare := time.NewTimer(debounce)
 	defer compare.Stop()
+	due := true                  // compare will fire
 	var flowLost <-chan struct{} // nil while there is no connection to lose
 	changed := db.changed()
 	for {
@@ -197,9 +197,12 @@ func (s *Switch) watch(ctx context.Context, db *database) error {
 			return errLost
 		case <-changed:
 			changed = db.changed()
-			compare.Reset(debounce)
+			if !due {
+				due = true
+				compare.Reset(debounce)
+			}
 		case <-compare.C:
-			if !s.compare(db) {
+			if due = !s.compare(db); due {
 				compare.Reset(debounce)
 			}
 		case <-s.dialled:
@@ -278,7 +281,21 @@ func (s *Switch) Apply(ctx context.Context, h *plan.Host) ([]plan.Step, plan.Fou
 	}
 	a := &apply{s: s, db: db, plan: h}
 	a.run(ctx)
-	return a.steps, found(db, s.config.Bridge), errors.Join(a.errs...)
+	found, err := db.found(s.config.Bridge)
+	if err != nil {
+		a.errs = append(a.errs, err)
+	}
+	return a.steps, found, errors.Join(a.errs...)
+}
+
+// Found reads which port numbers are in use and what the datapath can do, without changing anything.
+// It waits a moment for the connection that Run makes.
+func (s *Switch) Found(ctx context.Context) (plan.Found, error) {
+	db, err := s.reach(ctx)
+	if err != nil {
+		return plan.Found{}, err
+	}
+	return db.found(s.config.Bridge)
 }
 
 // reach returns the connection to the database, once Run has made it.
@@ -352,36 +369,6 @@ func (s *Switch) mayRetry(name string) bool { return !time.Now().Before(s.retrie
 func (s *Switch) tried(name string) {
 	delay := max(s.retries[name].delay, againMin)
 	s.retries[name] = retry{at: time.Now().Add(delay), delay: min(2*delay, againMax)}
-}
-
-// found reads what a later plan has to know.
-func found(db *database, bridge string) plan.Found {
-	f := plan.Found{
-		Ports: map[state.EndpointID]uint32{}, Tunnels: map[state.NodeID]uint32{}, Devices: map[state.NetworkID]uint32{},
-	}
-	have := db.observe(bridge)
-	for _, p := range have.ports {
-		number := p.number()
-		if number == 0 {
-			continue
-		}
-		for mark, value := range p.iface.ExternalIDs {
-			id, err := parseID(value)
-			if err != nil {
-				continue // nobody of ours wrote it; the next Apply puts it right
-			}
-			switch mark {
-			case markEndpoint:
-				f.Ports[state.EndpointID(id)] = number
-			case markPeer:
-				f.Tunnels[state.NodeID(id)] = number
-			case markNetwork:
-				f.Devices[state.NetworkID(id)] = number
-			}
-		}
-	}
-	f.Features.TSO = have.root != nil && have.root.OtherConfig[keyTSO] == "true"
-	return f
 }
 
 func hostDevices() (map[string]int, error) {
