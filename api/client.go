@@ -1,0 +1,130 @@
+package api
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+)
+
+// answerMax bounds an answer, bytes: a hundred thousand attachments fit.
+const answerMax = 64 << 20
+
+// Client asks a daemon. Errors are [*Error], or wrap [ErrNoDaemon], [ErrForbidden] or
+// the end of ctx.
+type Client struct{ path string }
+
+// NewClient returns a client of the daemon that has a socket.
+func NewClient(path string) *Client { return &Client{path} }
+
+// Version returns the daemon's version.
+func (c *Client) Version(ctx context.Context) (v Version, err error) {
+	return v, c.do(ctx, "GET", "/v1/version", nil, nil, &v)
+}
+
+// Status asks all members for their digest.
+func (c *Client) Status(ctx context.Context) (s Status, err error) {
+	return s, c.do(ctx, "GET", "/v1/status", nil, nil, &s)
+}
+
+// Nodes returns all nodes, in the order of (name, id).
+func (c *Client) Nodes(ctx context.Context) (n []Node, err error) {
+	return n, c.do(ctx, "GET", "/v1/nodes", nil, nil, &n)
+}
+
+// Networks returns all networks, in the order of names.
+func (c *Client) Networks(ctx context.Context) (n []Network, err error) {
+	return n, c.do(ctx, "GET", "/v1/networks", nil, nil, &n)
+}
+
+// Inspect returns a network by name or id, with its members and attachments.
+func (c *Client) Inspect(ctx context.Context, name string) (n Network, err error) {
+	return n, c.do(ctx, "GET", "/v1/networks/"+url.PathEscape(name), nil, nil, &n)
+}
+
+// Create makes a network.
+func (c *Client) Create(ctx context.Context, r CreateRequest) (n Network, err error) {
+	return n, c.do(ctx, "POST", "/v1/networks", nil, r, &n)
+}
+
+// RemoveNetwork removes a network by name or id and returns what it was.
+func (c *Client) RemoveNetwork(ctx context.Context, name string, force bool) (n Network, err error) {
+	path := "/v1/networks/" + url.PathEscape(name)
+	if force {
+		path += "?force=true"
+	}
+	return n, c.do(ctx, "DELETE", path, nil, nil, &n)
+}
+
+// PS returns the attachments of the daemon's host, or of all, in the order of (network, address).
+func (c *Client) PS(ctx context.Context, all bool) (a []Attachment, err error) {
+	path := "/v1/attachments"
+	if all {
+		path += "?all=true"
+	}
+	return a, c.do(ctx, "GET", path, nil, nil, &a)
+}
+
+// Attach puts a container on a network. ns is its open network namespace when the request names a
+// process or a path, else nil; it stays the caller's.
+func (c *Client) Attach(ctx context.Context, r AttachRequest, ns *os.File) (a Attached, err error) {
+	return a, c.do(ctx, "POST", "/v1/attach", ns, r, &a)
+}
+
+// Detach takes a container off. ns is as for [Client.Attach].
+func (c *Client) Detach(ctx context.Context, r DetachRequest, ns *os.File) (d Detached, err error) {
+	return d, c.do(ctx, "POST", "/v1/detach", ns, r, &d)
+}
+
+// Stop asks the daemon to end.
+func (c *Client) Stop(ctx context.Context) (s Stopping, err error) {
+	return s, c.do(ctx, "POST", "/v1/stop", nil, nil, &s)
+}
+
+// do sends one request on a connection of its own.
+func (c *Client) do(ctx context.Context, method, path string, file *os.File, ask, into any) error {
+	var body io.Reader
+	if ask != nil {
+		b, err := json.Marshal(ask)
+		if err != nil {
+			return fmt.Errorf("encode request: %w", err)
+		}
+		body = bytes.NewReader(b)
+	}
+	r, err := http.NewRequestWithContext(ctx, method, "http://meshnet"+path, body)
+	if err != nil {
+		return fmt.Errorf("make request: %w", err)
+	}
+	t := &http.Transport{
+		DisableKeepAlives: true,
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return dial(ctx, c.path, file)
+		},
+	}
+	answer, err := t.RoundTrip(r)
+	if err != nil {
+		if errors.Is(err, ErrNoDaemon) || errors.Is(err, ErrForbidden) || ctx.Err() != nil {
+			return err
+		}
+		return fmt.Errorf("%w on %s: %w", ErrNoDaemon, c.path, err)
+	}
+	defer answer.Body.Close()
+	d := json.NewDecoder(io.LimitReader(answer.Body, answerMax))
+	if answer.StatusCode != http.StatusOK {
+		e := &Error{}
+		if err := d.Decode(e); err != nil || e.Message == "" {
+			return fmt.Errorf("ask daemon: it answers %s and no reason", answer.Status)
+		}
+		return e
+	}
+	if err := d.Decode(into); err != nil {
+		return fmt.Errorf("read answer of daemon: %w", err)
+	}
+	return nil
+}

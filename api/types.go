@@ -1,0 +1,163 @@
+package api
+
+import (
+	"time"
+)
+
+// Node is a member of the mesh.
+type Node struct {
+	ID      string     `json:"id"`
+	Name    string     `json:"name"`
+	Address string     `json:"address"`
+	State   string     `json:"state"`  // alive, suspect, dead or left
+	Tunnel  string     `json:"tunnel"` // up, down, or empty for the node that answers
+	RTT     float64    `json:"rtt"`    // seconds; 0: not measured
+	Self    bool       `json:"self"`
+	Version string     `json:"version"`
+	Since   *time.Time `json:"since"` // of State; null: not known
+}
+
+// Self is the node that answers.
+type Self struct {
+	ID      string `json:"id"`
+	Name    string `json:"name"`
+	Address string `json:"address"`
+	Version string `json:"version"`
+}
+
+// Status is what a node says of itself and of the mesh.
+type Status struct {
+	Node          Self     `json:"node"`
+	Converged     bool     `json:"converged"`
+	Digest        string   `json:"digest"` // equal on two nodes exactly when their merged state is
+	NodesAlive    int      `json:"nodes_alive"`
+	NodesKnown    int      `json:"nodes_known"`
+	NodesAgreeing int      `json:"nodes_agreeing"`
+	Differ        []string `json:"differ"` // names of alive nodes with another digest
+	Silent        []string `json:"silent"` // names of alive nodes that gave none in time
+	Datapath      string   `json:"datapath"`
+	Encap         string   `json:"encap"`
+	Transport     string   `json:"transport"`
+	Why           string   `json:"why"` // of this transport
+	Underlay      string   `json:"underlay"`
+	Pending       []string `json:"pending"`
+	Warnings      []string `json:"warnings"`
+	Peers         []Node   `json:"peers"`
+	Networks      int      `json:"networks"`
+	Attached      int      `json:"attached"` // containers on networks, here
+	PID           int      `json:"pid"`
+}
+
+// Label is a key and a value that a person put on a network.
+type Label struct {
+	Key   string `json:"key"`
+	Value string `json:"value"`
+}
+
+// Network is a network as every node sees it.
+type Network struct {
+	Name      string `json:"name"`
+	ID        string `json:"id"`
+	Subnet    string `json:"subnet"`
+	Gateway   string `json:"gateway"` // empty: none
+	VNI       uint32 `json:"vni"`
+	MTU       uint32 `json:"mtu"` // bytes
+	Internal  bool   `json:"internal"`
+	Endpoints int    `json:"endpoints"`
+	Removed   bool   `json:"removed"` // it lives only while it has members
+
+	// Of inspect only.
+	Created     time.Time    `json:"created,omitzero"`
+	Members     []string     `json:"members,omitempty"` // names of nodes with a container here
+	Labels      []Label      `json:"labels,omitempty"`
+	Reserved    []string     `json:"reserved,omitempty"` // addresses or FROM-TO
+	Attachments []Attachment `json:"attachments,omitempty"`
+}
+
+// Attachment is a container on a network.
+type Attachment struct {
+	Endpoint  string   `json:"endpoint"`
+	Container string   `json:"container"`
+	Network   string   `json:"network"`
+	NetworkID string   `json:"network_id"`
+	Address   string   `json:"address"` // with the prefix length of the network
+	MAC       string   `json:"mac"`
+	IfName    string   `json:"ifname"` // empty on other nodes when it was not asked for by name
+	Gateway   string   `json:"gateway"`
+	Node      string   `json:"node"`
+	NodeID    string   `json:"node_id"`
+	State     string   `json:"state"` // ready, pending or down
+	Names     []string `json:"names"`
+}
+
+// Attached is the answer to attach.
+type Attached struct {
+	Attachment
+	// Waiting names the nodes that have not said within the wait that they reach the container.
+	Waiting []string `json:"waiting,omitempty"`
+	// Error says so in one line; set by the command line.
+	Error string `json:"error,omitempty"`
+}
+
+// Detached is the answer to detach: what was taken off, empty when there was nothing to do.
+type Detached struct {
+	Detached []Attachment `json:"detached"`
+}
+
+// Range is FROM to TO, both included.
+type Range struct {
+	From string `json:"from"`
+	To   string `json:"to"`
+}
+
+// CreateRequest asks for a network.
+type CreateRequest struct {
+	Name      string  `json:"name"`
+	Subnet    string  `json:"subnet,omitempty"`  // empty: one is chosen
+	Gateway   string  `json:"gateway,omitempty"` // empty: the first address; none: no gateway
+	Internal  bool    `json:"internal,omitempty"`
+	BlockBits uint8   `json:"block_bits,omitempty"`
+	MTU       uint32  `json:"mtu,omitempty"`
+	Reserve   []Range `json:"reserve,omitempty"`
+	Labels    []Label `json:"labels,omitempty"`
+	Force     bool    `json:"force,omitempty"`
+}
+
+// Ref names a container: by name, or by an open network namespace that travels beside the request
+// and these words about it.
+type Ref struct {
+	Name    string `json:"name"`
+	PID     uint32 `json:"pid,omitempty"`
+	Started uint64 `json:"started,omitempty"` // clock ticks since boot, field 22 of /proc/PID/stat
+	Path    string `json:"path,omitempty"`
+}
+
+// AttachRequest asks for a container on a network.
+type AttachRequest struct {
+	Container      Ref      `json:"container"`
+	Network        string   `json:"network"`
+	IP             string   `json:"ip,omitempty"`
+	MAC            string   `json:"mac,omitempty"`
+	IfName         string   `json:"ifname,omitempty"`
+	Names          []string `json:"names,omitempty"`
+	NoDefaultRoute bool     `json:"no_default_route,omitempty"`
+	Wait           float64  `json:"wait"` // seconds, for the peers
+}
+
+// DetachRequest asks for a container off a network, or off all when none is named.
+type DetachRequest struct {
+	Container Ref    `json:"container"`
+	Network   string `json:"network,omitempty"`
+}
+
+// Version is the daemon's.
+type Version struct {
+	Version string `json:"version"`
+}
+
+// Stopping is the answer to stop: where to see that the daemon has ended.
+type Stopping struct {
+	PID      int    `json:"pid"`
+	RunDir   string `json:"run_dir"`
+	StateDir string `json:"state_dir"`
+}
