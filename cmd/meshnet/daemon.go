@@ -1,0 +1,196 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"slices"
+	"syscall"
+
+	"meshnet/agent"
+	"meshnet/api"
+	"meshnet/mesh"
+	"meshnet/netns"
+	"meshnet/ovs"
+	"meshnet/plan"
+)
+
+// bridge is the name of the bridge in Open vSwitch.
+const bridge = "meshnet"
+
+// host is what was found and chosen before anything is started.
+type host struct {
+	options
+	log      *slog.Logger
+	underlay plan.Underlay
+	choice   plan.Choice
+	key      []byte
+	warnings []string
+}
+
+// daemon runs this node until ctx ends. Who waits for it to be ready is told, also of a failure.
+func daemon(ctx context.Context, o options, logTo io.Writer) error {
+	parent := notifier()
+	err := run(ctx, o, newLog(o, logTo), parent)
+	if err != nil {
+		tell(parent, ready{Error: err.Error()})
+	}
+	return err
+}
+
+func newLog(o options, to io.Writer) *slog.Logger {
+	level := &slog.HandlerOptions{Level: o.level}
+	if o.logJSON {
+		return slog.New(slog.NewJSONHandler(to, level))
+	}
+	return slog.New(slog.NewTextHandler(to, level))
+}
+
+func run(ctx context.Context, o options, log *slog.Logger, parent *os.File) error {
+	if err := os.MkdirAll(o.runDir, 0o755); err != nil {
+		return fmt.Errorf("make run directory: %w", err)
+	}
+	held, err := lock(o.runDir, syscall.LOCK_EX)
+	if err != nil {
+		return err
+	}
+	defer held.Close()
+	h, err := look(ctx, o, log)
+	if err != nil {
+		return err
+	}
+	node, err := h.newMesh()
+	if err != nil {
+		return err
+	}
+	bridge, err := ovs.New(ovs.Config{Choice: h.choice, RunDir: o.runDir, Bridge: bridge, OVSDB: o.ovsdb, Log: log})
+	if err != nil {
+		return err
+	}
+	links, err := netns.New(netns.Config{Log: log})
+	if err != nil {
+		return err
+	}
+	doer, err := agent.New(agent.Config{
+		Mesh: node, Links: links, Switch: bridge, Sandboxes: newContainers(),
+		Choice: h.choice, Underlay: h.underlay, Version: version, Warnings: h.warnings, Log: log,
+	})
+	if err != nil {
+		return err
+	}
+	g := newGroup(ctx)
+	door, err := api.Listen(api.Config{
+		Path: o.socket, Door: doer, Version: version, RunDir: o.runDir, StateDir: o.stateDir,
+		Stop: func() { g.cancel(nil) }, Log: log,
+	})
+	if err != nil {
+		return err
+	}
+	g.run("run mesh", node.Run)
+	g.run("run switch", bridge.Run)
+	g.run("run links", links.Run)
+	g.run("run agent", doer.Run)
+	g.run("answer", door.Serve)
+	g.run("start", func(ctx context.Context) error {
+		h.announce(ctx, node, doer, parent)
+		return nil
+	})
+	return g.wait()
+}
+
+// look finds out what this host has and chooses what to use of it.
+func look(ctx context.Context, o options, log *slog.Logger) (*host, error) {
+	h := &host{options: o, log: log}
+	interfaces, err := netns.Interfaces()
+	if err != nil {
+		return nil, err
+	}
+	if h.underlay, err = plan.ChooseUnderlay(o.wants, interfaces); err != nil {
+		return nil, err
+	}
+	facts, err := ovs.Probe(ctx, ovs.ProbeConfig{RunDir: o.runDir, OVSDB: o.ovsdb, UnderlayDevice: h.underlay.Device})
+	if err != nil {
+		return nil, err
+	}
+	if h.choice, err = plan.Choose(o.wants, facts); err != nil {
+		return nil, err
+	}
+	if !h.subnet.IsValid() {
+		routes, err := netns.Routes()
+		if err != nil {
+			return nil, err
+		}
+		if h.subnet, err = chooseSubnet(routes); err != nil {
+			return nil, err
+		}
+	}
+	if h.name == "" {
+		if h.name, err = os.Hostname(); err != nil {
+			return nil, fmt.Errorf("read the host's name: %w; give --name", err)
+		}
+	}
+	if o.keyFile == "" {
+		h.warn("no key: anybody on " + h.underlay.Device + " can join; give all nodes one --key-file")
+		return h, nil
+	}
+	key, warning, err := readKey(o.keyFile)
+	if err != nil {
+		return nil, err
+	}
+	h.key = key
+	if warning != "" {
+		h.warn(warning)
+	}
+	return h, nil
+}
+
+func (h *host) warn(text string) {
+	h.log.Warn(text)
+	h.warnings = append(h.warnings, text)
+}
+
+func (h *host) newMesh() (*mesh.Node, error) {
+	device, err := net.InterfaceByIndex(h.underlay.Index)
+	if err != nil {
+		return nil, fmt.Errorf("find interface %s: %w", h.underlay.Device, err)
+	}
+	return mesh.New(mesh.Config{
+		StateDir: h.stateDir, Name: h.name, ID: h.id,
+		Addr: h.underlay.Addr, Port: h.port, Join: h.join, MDNS: h.mdns, Interface: device,
+		Cluster: h.cluster, Key: h.key,
+		TunnelPort: h.tunnelPort, Encap: h.choice.Encap, Transport: h.choice.Transport, MTU: h.underlay.MTU, Version: version,
+		DefaultSubnet: h.subnet, Avoid: h.avoid, Log: h.log,
+	})
+}
+
+// avoid returns what this host has routes to: no network chosen here may overlap it.
+func (h *host) avoid() []netip.Prefix {
+	routes, err := netns.Routes()
+	if err != nil {
+		h.log.Warn("routes of this host cannot be read; a network may overlap one", "err", err)
+	}
+	return routes
+}
+
+// announce waits until the node is ready, the default network included, and says so.
+func (h *host) announce(ctx context.Context, node *mesh.Node, a *agent.Agent, parent *os.File) {
+	for _, ready := range []<-chan struct{}{node.Ready(), a.Ready()} {
+		select {
+		case <-ready:
+		case <-ctx.Done():
+			return
+		}
+	}
+	r := ready{
+		ID: node.Self().String(), Name: h.name, Address: h.underlay.Addr.String(), Device: h.underlay.Device,
+		Transport: h.choice.Transport.String(), PID: os.Getpid(), Warnings: slices.Concat(h.warnings, h.choice.Warnings),
+	}
+	h.log.Info("node is up", "node", r.ID, "name", r.Name, "addr", r.Address, "device", r.Device,
+		"transport", r.Transport, "why", h.choice.Why)
+	tell(parent, r)
+	<-ctx.Done()
+}
