@@ -96,6 +96,10 @@ type Agent struct {
 	seen seen
 	// changed is closed and replaced whenever seen changes.
 	changed chan struct{}
+	// suspects are endpoints whose sandbox is to be looked up again; tickets counts how often that
+	// was asked for.
+	suspects []state.EndpointID
+	tickets  uint64
 	// busy has an entry for each container and network that a call of the door works on, closed
 	// when it has ended.
 	busy map[place]chan struct{}
@@ -105,6 +109,7 @@ type Agent struct {
 type seen struct {
 	host      *plan.Host // applied, or nil
 	applied   uint64     // version of the view that the host equals
+	answered  uint64     // the last ticket for which sandboxes were looked up
 	failing   []string   // what the last pass could not do, a line each
 	sandboxes map[state.EndpointID]plan.Sandbox
 	gone      map[state.EndpointID]bool
@@ -146,7 +151,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	case <-ctx.Done():
 		return nil
 	}
-	l := loop{agent: a, started: time.Now()}
+	l := loop{agent: a, started: time.Now(), suspect: map[state.EndpointID]bool{}}
 	l.run(ctx, views)
 	return nil
 }

@@ -355,6 +355,22 @@ func TestContainer(t *testing.T) {
 	})
 }
 
+// TestBack: an attach of a container that was gone a moment ago does not go by what was seen then.
+func TestBack(t *testing.T) {
+	bubble(t, 1, func(ctx context.Context, hosts []*node) {
+		h := hosts[0]
+		h.create(t, ctx, "web", "10.2.0.0/16")
+		at := h.put(t, ctx, "c1", "web")
+		h.boxes.stop("c1")
+		h.links.drift <- struct{}{}
+		time.Sleep(time.Second)
+		back := h.put(t, ctx, "c1", "web")
+		if back.Endpoint != at.Endpoint || back.Addr != at.Addr || back.State != Ready || len(h.links.links()) != 1 {
+			t.Errorf("back as %+v", back)
+		}
+	})
+}
+
 // TestDetach: by name, from one network or all, of a container that is gone, twice.
 func TestDetach(t *testing.T) {
 	bubble(t, 1, func(ctx context.Context, hosts []*node) {
@@ -389,8 +405,8 @@ func TestDetach(t *testing.T) {
 	})
 }
 
-// TestPath: a container known by its namespace. Another one made under the same path is another
-// container, and what was left of the first goes.
+// TestPath: a container known by its namespace. Another one made under the same path is its
+// successor; one of the same name elsewhere, while the first lives, is refused.
 func TestPath(t *testing.T) {
 	bubble(t, 1, func(ctx context.Context, hosts []*node) {
 		h := hosts[0]
@@ -402,12 +418,16 @@ func TestPath(t *testing.T) {
 			h.links.drift <- struct{}{}
 			time.Sleep(time.Second)
 			at, _, err := h.Attach(ctx, AttachRequest{Container: ref, Network: "web"})
-			if err != nil {
-				t.Fatal(err)
+			if err != nil || at.State != Ready {
+				t.Fatal(at, err)
 			}
 			ids = append(ids, at.Endpoint)
 		}
-		if ids[0] == ids[1] || len(h.PS(false)) != 1 || len(h.mesh.Wishes()) != 1 {
+		h.boxes.start("c1")
+		if _, _, err := h.Attach(ctx, AttachRequest{Container: Ref{Name: "c1"}, Network: "web"}); !errors.Is(err, ErrRefused) {
+			t.Errorf("attach another c1: %v", err)
+		}
+		if ids[0] != ids[1] || len(h.PS(false)) != 1 || len(h.mesh.Wishes()) != 1 {
 			t.Errorf("endpoints %v, attachments %+v", ids, h.PS(false))
 		}
 		if off, err := h.Detach(ctx, ref, "web"); err != nil || len(off) != 1 {

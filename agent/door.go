@@ -48,8 +48,9 @@ type AttachRequest struct {
 	Wait time.Duration
 }
 
-// place is a container's namespace on a network.
+// place is a container on a network, by its name or by its namespace.
 type place struct {
+	name    string
 	inode   uint64
 	network state.NetworkID
 }
@@ -124,26 +125,26 @@ func (a *Agent) Attach(ctx context.Context, r AttachRequest) (Attachment, []stri
 	if err != nil {
 		return Attachment{}, nil, err
 	}
-	free, err := a.occupy(ctx, place{box.Inode, n.ID})
-	if err != nil {
-		return Attachment{}, nil, err
-	}
-	defer free()
-	w, again, err := a.wish(ctx, r, n, source, name, box)
-	if err != nil {
-		return Attachment{}, nil, err
-	}
-	if err := a.carryOut(ctx, w); err != nil {
-		if !again {
-			a.undo(ctx, w.ID)
+	for _, p := range []place{{name: name, network: n.ID}, {inode: box.Inode, network: n.ID}} {
+		free, err := a.occupy(ctx, p)
+		if err != nil {
+			return Attachment{}, nil, err
 		}
+		defer free()
+	}
+	w, err := a.wish(r, n, source, name, box)
+	if err != nil {
+		return Attachment{}, nil, err
+	}
+	id, err := a.carryOut(ctx, w, box)
+	if err != nil {
 		return Attachment{}, nil, err
 	}
 	ctx, cancel := context.WithTimeout(ctx, r.Wait)
 	defer cancel()
-	waiting := a.nodeNames(a.c.Mesh.Reached(ctx, w.ID))
+	waiting := a.nodeNames(a.c.Mesh.Reached(ctx, id))
 	for _, at := range a.PS(false) {
-		if at.Endpoint == w.ID {
+		if at.Endpoint == id {
 			return at, waiting, nil
 		}
 	}
@@ -185,22 +186,20 @@ func (a *Agent) occupy(ctx context.Context, p place) (free func(), err error) {
 	}
 }
 
-// wish returns the attachment to ask the mesh for: the one there is, or a new one. What is left of a
-// container of the same name that is gone for good is taken off first.
-func (a *Agent) wish(ctx context.Context, r AttachRequest, n *state.Network, s state.Source, name string, box plan.Sandbox) (w state.Attach, again bool, err error) {
+// wish returns the attachment to ask the mesh for: the one there is, or a new one. A container that
+// has the name of one that is gone is its successor, and takes over what it had.
+func (a *Agent) wish(r AttachRequest, n *state.Network, s state.Source, name string, box plan.Sandbox) (state.Attach, error) {
 	now, _ := a.look()
 	for _, old := range a.c.Mesh.Wishes() {
-		if old.Network != n.ID {
-			continue
-		}
-		if same(old.Source, s) || now.sandboxes[old.ID].Inode == box.Inode {
-			old, err := merge(old, r, name, n.Name)
-			return old, true, err
-		}
-		if old.Container == name && now.gone[old.ID] {
-			if _, err := a.c.Mesh.Do(ctx, state.Detach{ID: old.ID}); err != nil {
-				return w, false, err
-			}
+		switch {
+		case old.Network != n.ID:
+		case same(old.Source, s) || now.sandboxes[old.ID].Inode == box.Inode:
+			return a.merge(old, r)
+		case old.Container == name && now.gone[old.ID]:
+			old.Source = s
+			return a.merge(old, r)
+		case old.Container == name:
+			return old, fmt.Errorf("%w: another container named %s is attached to %s; detach it first", ErrRefused, name, n.Name)
 		}
 	}
 	return state.Attach{
@@ -213,23 +212,29 @@ func (a *Agent) wish(ctx context.Context, r AttachRequest, n *state.Network, s s
 		IfName:         r.IfName,
 		Names:          sorted(r.Names),
 		NoDefaultRoute: r.NoDefaultRoute,
-	}, false, nil
+	}, nil
 }
 
 // merge adds what a repeated request asks for to an attachment, as long as nothing that the container
 // has already would change.
-func merge(w state.Attach, r AttachRequest, name, network string) (state.Attach, error) {
+func (a *Agent) merge(w state.Attach, r AttachRequest) (state.Attach, error) {
+	addr, mac := w.Addr, w.MAC
+	if e, ok := a.c.Mesh.View().Endpoint(w.ID); ok {
+		addr, mac = e.Addr, e.MAC
+	}
+	now, _ := a.look()
+	ifName := cmp.Or(w.IfName, now.ifNames[w.ID])
 	differ := ""
 	switch {
-	case r.Addr.IsValid() && w.Addr.IsValid() && r.Addr != w.Addr:
-		differ = "address"
-	case r.MAC != state.MAC{} && r.MAC != w.MAC:
-		differ = "MAC address"
-	case r.IfName != "" && w.IfName != "" && r.IfName != w.IfName:
-		differ = "interface name"
+	case r.Addr.IsValid() && addr.IsValid() && r.Addr != addr:
+		differ = "address " + addr.String()
+	case r.MAC != state.MAC{} && mac != state.MAC{} && r.MAC != mac:
+		differ = "MAC address " + mac.String()
+	case r.IfName != "" && ifName != "" && r.IfName != ifName:
+		differ = "interface " + ifName
 	}
 	if differ != "" {
-		return w, fmt.Errorf("%w: %s is attached to %s with another %s; detach it first", ErrRefused, name, network, differ)
+		return w, fmt.Errorf("%w: it is attached already with %s; detach it first", ErrRefused, differ)
 	}
 	w.Names = sorted(append(slices.Clone(w.Names), r.Names...))
 	return w, nil
@@ -255,33 +260,48 @@ func mint() state.EndpointID {
 	return state.EndpointID(max(1, binary.BigEndian.Uint64(b[:])))
 }
 
-// carryOut asks the mesh for an attachment and waits until this host has it.
-func (a *Agent) carryOut(ctx context.Context, w state.Attach) error {
+// carryOut asks the mesh for an attachment, waits until this host has it and returns its id, which is
+// an older one if the mesh knows the container already. A new one that fails is taken back.
+func (a *Agent) carryOut(ctx context.Context, w state.Attach, box plan.Sandbox) (state.EndpointID, error) {
 	do, cancel := context.WithTimeout(ctx, doMax)
 	defer cancel()
 	out, err := a.c.Mesh.Do(do, w)
 	if err != nil {
-		return err
+		a.undo(ctx, w.ID) // it may be there for all we know
+		return 0, err
 	}
-	return a.host(ctx, out.Version, func(s seen) error {
-		if s.gone[w.ID] {
-			return fmt.Errorf("container %s stopped meanwhile; start it first", w.Container)
-		}
-		return nil
-	})
+	err = a.host(ctx, out.Version, a.lookUp(out.Endpoint, box))
+	if now, _ := a.look(); err == nil && now.gone[out.Endpoint] {
+		err = fmt.Errorf("container %s stopped meanwhile; start it first", w.Container)
+	}
+	if err != nil && !out.Again {
+		a.undo(ctx, out.Endpoint)
+	}
+	return out.Endpoint, err
 }
 
-// host waits until this host equals a version of the state, or fault finds a reason to give up.
-func (a *Agent) host(ctx context.Context, version uint64, fault func(seen) error) error {
+// lookUp has the loop look up an endpoint's sandbox if what it saw is not what is there now, and
+// returns the ticket that it answers when it has.
+func (a *Agent) lookUp(id state.EndpointID, box plan.Sandbox) (ticket uint64) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	known, there := a.seen.sandboxes[id]
+	if !a.seen.gone[id] && (!there || known.Inode == box.Inode) {
+		return 0
+	}
+	a.suspects = append(a.suspects, id)
+	a.tickets++
+	return a.tickets
+}
+
+// host waits until this host equals a version of the state and the loop has answered a ticket.
+func (a *Agent) host(ctx context.Context, version, ticket uint64) error {
 	poke(a.poked)
 	ctx, cancel := context.WithTimeout(ctx, hostMax)
 	defer cancel()
 	for {
 		now, changed := a.look()
-		if err := fault(now); err != nil {
-			return err
-		}
-		if now.applied >= version {
+		if now.applied >= version && now.answered >= ticket {
 			return nil
 		}
 		select {
@@ -335,7 +355,7 @@ func (a *Agent) Detach(ctx context.Context, r Ref, network string) ([]Attachment
 		}
 		version = max(version, out.Version)
 	}
-	return off, a.host(ctx, version, func(seen) error { return nil })
+	return off, a.host(ctx, version, 0)
 }
 
 // attached returns the wishes of a container: by the name people know it by, by its Docker id or a

@@ -43,10 +43,11 @@ type loop struct {
 	read      bool // found was read from the switch
 	sandboxes map[state.EndpointID]plan.Sandbox
 	gone      map[state.EndpointID]bool
-	// stale: the sandboxes are to be looked up again.
-	stale  bool
-	passed time.Time // when the last pass began
-	retry  time.Duration
+	// stale: all sandboxes are to be looked up again; suspect: these.
+	stale   bool
+	suspect map[state.EndpointID]bool
+	passed  time.Time // when the last pass began
+	retry   time.Duration
 }
 
 func (l *loop) run(ctx context.Context, views <-chan struct{}) {
@@ -103,6 +104,7 @@ func sleep(ctx context.Context, d time.Duration) bool {
 // wait until the next try.
 func (l *loop) round(ctx context.Context, whole bool) {
 	mesh := l.agent.c.Mesh
+	ticket := l.takeSuspects()
 	view := mesh.View()
 	changed, unknown, failing := l.lookup(ctx, view)
 	equal := false
@@ -128,6 +130,7 @@ func (l *loop) round(ctx context.Context, whole bool) {
 	l.agent.publish(func(s *seen) {
 		if equal {
 			s.applied = max(s.applied, view.Version())
+			s.answered = ticket
 		}
 		s.host, s.failing, s.ifNames = l.host, failing, l.found.IfNames
 		s.sandboxes, s.gone = maps.Clone(l.sandboxes), maps.Clone(l.gone)
@@ -135,6 +138,18 @@ func (l *loop) round(ctx context.Context, whole bool) {
 	if len(failing) == 0 && equal {
 		l.agent.once.Do(func() { close(l.agent.ready) })
 	}
+}
+
+// takeSuspects forgets the sandboxes that are to be looked up again, and returns the last ticket.
+func (l *loop) takeSuspects() (ticket uint64) {
+	a := l.agent
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, id := range a.suspects {
+		l.suspect[id] = true
+	}
+	a.suspects = nil
+	return a.tickets
 }
 
 // first reads what the switch has, once, before anything is planned.
@@ -168,7 +183,7 @@ func (l *loop) after(failing []string) time.Duration {
 	return retry
 }
 
-// lookup finds the sandboxes of this host's wishes: those it does not know, or all when stale. It
+// lookup finds the sandboxes of this host's wishes: those it does not know, and those that are stale. It
 // reports whether one changed, and whether it is not known of a container that ran whether it is
 // there.
 func (l *loop) lookup(ctx context.Context, view *state.View) (changed, unknown bool, failing []string) {
@@ -177,11 +192,12 @@ func (l *loop) lookup(ctx context.Context, view *state.View) (changed, unknown b
 	gone := map[state.EndpointID]bool{}
 	for _, w := range l.agent.c.Mesh.Wishes() {
 		old, known := before[w.ID]
-		if known && !l.stale {
+		fresh := !l.stale && !l.suspect[w.ID]
+		if known && fresh {
 			l.sandboxes[w.ID] = old
 			continue
 		}
-		if l.gone[w.ID] && !l.stale {
+		if l.gone[w.ID] && fresh {
 			gone[w.ID] = true
 			continue
 		}
@@ -207,7 +223,7 @@ func (l *loop) lookup(ctx context.Context, view *state.View) (changed, unknown b
 			}
 		}
 	}
-	l.gone, l.stale = gone, false
+	l.gone, l.stale, l.suspect = gone, false, map[state.EndpointID]bool{}
 	return !maps.Equal(before, l.sandboxes), unknown, failing
 }
 
