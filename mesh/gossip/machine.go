@@ -1,0 +1,399 @@
+package gossip
+
+import (
+	"slices"
+	"time"
+
+	"meshnet/crdt"
+	"meshnet/state"
+)
+
+// Doc is the document that is kept equal with other members'. Implemented by state.Doc.
+type Doc interface {
+	Merge(state.In) state.Out
+	Digest() [16]byte
+	Buckets() (nodes [32]uint64, shared uint64)
+	Heads(bucket int) []crdt.Head
+	Gaps() []crdt.Head
+	Missing(heads []crdt.Head, limit int) (out state.Out, more bool)
+	Shared() crdt.Delta
+}
+
+// Config is what a machine is born with.
+type Config struct {
+	Self state.NodeID
+	Doc  Doc
+	// Seed chooses with whom and when digests are compared. Nodes should have different ones.
+	Seed uint64
+	// Flat is up to how many members news goes from its writer to everybody. 0: 16.
+	Flat int
+}
+
+const (
+	flatDefault = 16
+	buckets     = 32
+	allBuckets  = 1<<buckets - 1
+	// answerPackets is up to how many packets an answer is sent as packets, not as a stream.
+	answerPackets = 4
+	// greetMax is with how many peers documents are compared at once when a member appears.
+	greetMax = 3
+
+	gapDelay    = 30 * time.Millisecond
+	gapDelayMax = time.Second
+	greetDelay  = 100 * time.Millisecond
+	greetTries  = 5
+	idleDelay   = time.Second
+)
+
+// soonDelays is when after news documents are compared.
+var soonDelays = [...]time.Duration{20 * time.Millisecond, 60 * time.Millisecond, 140 * time.Millisecond}
+
+// Event is something that happened.
+type Event interface{ event() }
+
+// Local tells of what this node changed. It is logged already.
+type Local struct{ Out state.Out }
+
+// Packet is a message of another member's machine. Body is not kept.
+type Packet struct {
+	From state.NodeID
+	Body []byte
+}
+
+// Members tells who is alive, this node excluded. Alive is not kept.
+type Members struct{ Alive []state.NodeID }
+
+// Hint is the first half of a member's digest, heard by the way.
+type Hint struct {
+	From   state.NodeID
+	Digest [8]byte
+}
+
+// Tick lets time pass; wanted at [Machine.Next].
+type Tick struct{}
+
+func (Local) event()   {}
+func (Packet) event()  {}
+func (Members) event() {}
+func (Hint) event()    {}
+func (Tick) event()    {}
+
+// Action is something to do, in the order returned.
+type Action interface{ action() }
+
+// Send sends a message of at most [PacketMax] bytes; it may get lost.
+type Send struct {
+	To   state.NodeID
+	Body []byte
+}
+
+// Stream sends a message of any size reliably.
+type Stream struct {
+	To   state.NodeID
+	Body []byte
+}
+
+// News is what the document learnt. It is to be logged before what follows it is sent.
+type News struct{ Out state.Out }
+
+// Agreed tells that a member had our digest a moment ago.
+type Agreed struct{ With state.NodeID }
+
+func (Send) action()   {}
+func (Stream) action() {}
+func (News) action()   {}
+func (Agreed) action() {}
+
+// Counters count since the machine was made.
+type Counters struct {
+	Pushed    uint64 // messages of own news
+	Relayed   uint64 // messages of others' news
+	Digests   uint64 // digests sent
+	Answers   uint64 // answers sent, in messages
+	Dropped   uint64 // messages not sent because a rate was exceeded
+	Unknown   uint64 // messages received of an unknown version or kind
+	Malformed uint64 // messages received that do not decode
+}
+
+// Machine is one member's share in keeping all documents equal.
+type Machine struct {
+	self  state.NodeID
+	doc   Doc
+	flat  int
+	rand  uint64
+	count Counters
+
+	members []state.NodeID // alive, ascending, without self
+	// kids caches children by origin until members change.
+	kids map[state.NodeID][]state.NodeID
+	// greet holds the new members whose documents were not yet seen equal.
+	greet map[state.NodeID]greeting
+
+	soon     [len(soonDelays)]time.Duration // when to compare after news; 0: not planned
+	idle     time.Duration                  // when to compare in any case
+	gap      time.Duration                  // when to pull what gaps lack; 0: no gap
+	gapDelay time.Duration
+
+	relays, answers bucket
+	now             time.Duration
+	acts            []Action
+}
+
+type greeting struct {
+	at    time.Duration
+	tries int
+}
+
+// New returns a machine that has no members yet.
+func New(c Config) *Machine {
+	if c.Flat == 0 {
+		c.Flat = flatDefault
+	}
+	return &Machine{
+		self: c.Self, doc: c.Doc, flat: c.Flat, rand: mix(c.Seed) ^ uint64(c.Self),
+		kids:    map[state.NodeID][]state.NodeID{},
+		greet:   map[state.NodeID]greeting{},
+		relays:  bucket{rate: 20_000, burst: 10_000, level: 10_000},
+		answers: bucket{rate: 10 << 20, burst: 4 << 20, level: 4 << 20},
+	}
+}
+
+// Counters returns what was counted.
+func (m *Machine) Counters() Counters { return m.count }
+
+// Step tells the machine what happened and returns what to do. now never goes back.
+func (m *Machine) Step(now time.Duration, ev Event) []Action {
+	m.now, m.acts = now, nil
+	switch ev := ev.(type) {
+	case Local:
+		if !ev.Out.Empty() {
+			m.push(m.self, m.self, ev.Out)
+			m.planSoon()
+		}
+	case Packet:
+		m.receive(ev.From, ev.Body)
+	case Members:
+		m.meet(ev.Alive)
+	case Hint:
+		if d := m.doc.Digest(); ev.Digest != [8]byte(d[:8]) && m.isMember(ev.From) {
+			m.sendDigest(ev.From, 0)
+		}
+	case Tick:
+		m.tick()
+	}
+	return m.acts
+}
+
+// Next returns when to Tick at the latest; zero: no need.
+func (m *Machine) Next() time.Duration {
+	if len(m.members) == 0 {
+		return 0
+	}
+	next := m.idle
+	for _, at := range m.soon {
+		if at != 0 {
+			next = min(next, at)
+		}
+	}
+	if m.gap != 0 {
+		next = min(next, m.gap)
+	}
+	for _, g := range m.greet {
+		next = min(next, g.at)
+	}
+	return next
+}
+
+// meet takes in who is alive and greets who was not before.
+func (m *Machine) meet(alive []state.NodeID) {
+	was := m.members
+	m.members = slices.Clone(alive)
+	slices.Sort(m.members)
+	m.members = slices.DeleteFunc(slices.Compact(m.members), func(n state.NodeID) bool { return n == m.self })
+	m.kids = map[state.NodeID][]state.NodeID{}
+	if len(was) == 0 {
+		m.idle = m.now + m.jitter(idleDelay)
+	}
+	for id := range m.greet {
+		if !m.isMember(id) {
+			delete(m.greet, id)
+		}
+	}
+	// A newcomer is greeted by three of those who were there, and greets three of those it found.
+	all := append(slices.Clone(m.members), m.self)
+	var fresh, mine []state.NodeID
+	for _, id := range m.members {
+		if _, old := slices.BinarySearch(was, id); old {
+			continue
+		}
+		fresh = append(fresh, id)
+		if slices.Contains(greeters(id, all, greetMax), m.self) {
+			mine = append(mine, id)
+		}
+	}
+	if len(mine) > greetMax {
+		mine = mine[:greetMax]
+	}
+	mine = append(mine, greeters(m.self, fresh, greetMax)...)
+	slices.Sort(mine)
+	for _, id := range slices.Compact(mine) {
+		m.greet[id] = greeting{m.now + greetDelay, 1}
+		m.sendDigest(id, flagReply)
+	}
+}
+
+func (m *Machine) isMember(id state.NodeID) bool {
+	_, ok := slices.BinarySearch(m.members, id)
+	return ok
+}
+
+// push sends news that origin made to those to whom it falls to this node, but not back to from.
+func (m *Machine) push(origin, from state.NodeID, out state.Out) {
+	var to []state.NodeID
+	switch {
+	case len(m.members)+1 > m.flat:
+		kids, ok := m.kids[origin]
+		if !ok {
+			kids = children(m.self, origin, m.members)
+			m.kids[origin] = kids
+		}
+		to = kids
+	case origin == m.self:
+		to = m.members
+	}
+	if len(to) == 0 {
+		return
+	}
+	for _, body := range state.Encode(out, PacketMax-10) {
+		body = encodePush(origin, body)
+		for _, id := range to {
+			if id == from || id == origin {
+				continue
+			}
+			switch {
+			case origin == m.self:
+				m.count.Pushed++
+			case !m.relays.take(m.now, 1):
+				m.count.Dropped++
+				continue
+			default:
+				m.count.Relayed++
+			}
+			m.send(id, body)
+		}
+	}
+}
+
+// send chooses the way by size. The body may be shared between sends; nobody writes to it.
+func (m *Machine) send(to state.NodeID, body []byte) {
+	if len(body) > PacketMax {
+		m.acts = append(m.acts, Stream{to, body})
+		return
+	}
+	m.acts = append(m.acts, Send{to, body})
+}
+
+// tick does what is due.
+func (m *Machine) tick() {
+	if len(m.members) == 0 {
+		return
+	}
+	compare := false
+	for i, at := range m.soon {
+		if at != 0 && at <= m.now {
+			m.soon[i], compare = 0, true
+		}
+	}
+	if m.idle <= m.now {
+		m.idle, compare = m.now+m.jitter(idleDelay), true
+	}
+	if compare {
+		m.sendDigest(m.anyMember(), 0)
+	}
+	for _, id := range m.members {
+		g, ok := m.greet[id]
+		if !ok || g.at > m.now {
+			continue
+		}
+		if g.tries == greetTries {
+			delete(m.greet, id)
+			continue
+		}
+		m.greet[id] = greeting{m.now + greetDelay<<g.tries, g.tries + 1}
+		m.sendDigest(id, flagReply)
+	}
+	if m.gap != 0 && m.gap <= m.now {
+		m.pullGaps()
+	}
+}
+
+// pullGaps asks for ops below those that are known: each writer itself where it is alive, some other
+// member for the rest and in every second round, since the way from a writer may be the fault.
+func (m *Machine) pullGaps() {
+	gaps := m.doc.Gaps()
+	if len(gaps) == 0 {
+		m.gap = 0
+		return
+	}
+	direct := m.gapDelay == gapDelay
+	var rest []crdt.Head
+	for _, g := range gaps {
+		if direct && m.isMember(g.Node) {
+			m.send(g.Node, wantMsg{0, []crdt.Head{g}}.encode())
+		} else {
+			rest = append(rest, g)
+		}
+	}
+	if len(rest) > 0 {
+		m.send(m.anyMember(), wantMsg{0, rest}.encode())
+	}
+	m.gapDelay = min(2*m.gapDelay, gapDelayMax)
+	m.gap = m.now + m.gapDelay
+}
+
+// planSoon compares documents with somebody shortly after news. What is planned already serves this
+// news too.
+func (m *Machine) planSoon() {
+	for i, d := range soonDelays {
+		if m.soon[i] == 0 {
+			m.soon[i] = m.now + d
+		}
+	}
+}
+
+func (m *Machine) sendDigest(to state.NodeID, flags byte) {
+	m.count.Digests++
+	m.send(to, digestMsg{flags, m.doc.Digest()}.encode())
+}
+
+// anyMember needs a member.
+func (m *Machine) anyMember() state.NodeID {
+	return m.members[m.next()%uint64(len(m.members))]
+}
+
+// jitter returns d ± 25 %.
+func (m *Machine) jitter(d time.Duration) time.Duration {
+	return d*3/4 + time.Duration(m.next()%uint64(d/2))
+}
+
+// next is SplitMix64.
+func (m *Machine) next() uint64 {
+	m.rand += 0x9e3779b97f4a7c15
+	return mix(m.rand)
+}
+
+// bucket is a token bucket.
+type bucket struct {
+	rate, burst, level float64 // tokens a second, tokens, tokens
+	at                 time.Duration
+}
+
+func (b *bucket) take(now time.Duration, n float64) bool {
+	b.level = min(b.burst, b.level+b.rate*(now-b.at).Seconds())
+	b.at = now
+	if b.level < n {
+		return false
+	}
+	b.level -= n
+	return true
+}
