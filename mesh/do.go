@@ -1,0 +1,400 @@
+package mesh
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"time"
+
+	"meshnet/ipam"
+	"meshnet/state"
+)
+
+// want is an attachment that waits for its address.
+type want struct {
+	wish    state.Attach
+	replies []chan<- result // each has room for one
+}
+
+type result struct {
+	out state.Outcome
+	err error
+}
+
+// Do carries out a wish. It is durable on this host when Do returns. An attachment waits for its
+// address until ctx ends, and is given up then.
+func (n *Node) Do(ctx context.Context, w state.Wish) (state.Outcome, error) {
+	reply := make(chan result, 1)
+	if a, ok := w.(state.Attach); ok && a.ID == 0 {
+		for a.ID == 0 {
+			a.ID = state.EndpointID(random64())
+		}
+		w = a
+	}
+	if err := n.call(ctx, func() { n.do(w, reply) }); err != nil {
+		return state.Outcome{}, fmt.Errorf("carry out the command: %w", err)
+	}
+	select {
+	case r := <-reply:
+		return r.out, r.err
+	case <-n.ended:
+		return state.Outcome{}, fmt.Errorf("carry out the command: %w", errStopped)
+	case <-ctx.Done():
+	}
+	// The answer may be on its way: it counts, since others may know of it.
+	if err := n.call(context.WithoutCancel(ctx), func() { n.giveUp(w, reply, ctx.Err()) }); err != nil {
+		return state.Outcome{}, fmt.Errorf("carry out the command: %w", err)
+	}
+	r := <-reply
+	return r.out, r.err
+}
+
+// do carries out a wish on the loop. reply gets exactly one result, at once or later.
+func (n *Node) do(w state.Wish, reply chan<- result) {
+	n.refresh()
+	var out state.Outcome
+	var err error
+	if n.twin {
+		err = fmt.Errorf("two hosts write as node %s; remove the state directory of one of them", n.self)
+	}
+	switch w := w.(type) {
+	case state.Attach:
+		if err == nil {
+			n.attach(w, reply)
+			return
+		}
+	case state.Create:
+		if err == nil {
+			out, err = n.create(w)
+		}
+	case state.Remove:
+		if err == nil {
+			out, err = n.remove(w)
+		}
+	case state.Detach:
+		out = n.detach(w.ID)
+	case state.Report:
+		out, err = n.report(w)
+	default:
+		err = fmt.Errorf("carry out a wish: %T is not known; restart the daemon with one version", w)
+	}
+	n.answer(reply, result{out, err})
+}
+
+// answer replies once the log is written, with the view that holds what was done.
+func (n *Node) answer(reply chan<- result, r result) {
+	n.after = append(n.after, func() {
+		if r.err == nil {
+			r.out.Version = n.view.Version()
+		}
+		reply <- r
+	})
+}
+
+// taken returns the prefixes that a network chosen here must not overlap.
+func (n *Node) taken() []netip.Prefix {
+	var ps []netip.Prefix
+	for _, nw := range n.view.Networks() {
+		ps = append(ps, nw.Def.Subnet)
+	}
+	for _, node := range n.view.Nodes() {
+		if node.Addr.Is4() {
+			ps = append(ps, netip.PrefixFrom(node.Addr, 32))
+		}
+	}
+	if n.c.DefaultSubnet.IsValid() {
+		ps = append(ps, n.c.DefaultSubnet)
+	}
+	if n.c.Avoid != nil {
+		ps = append(ps, n.c.Avoid()...)
+	}
+	return ps
+}
+
+func (n *Node) create(w state.Create) (state.Outcome, error) {
+	have, exists := n.view.ByName(w.Name)
+	exists = exists && !have.Removed
+	if exists && !w.Subnet.IsValid() {
+		w.Subnet = have.Def.Subnet
+	}
+	def, err := w.Definition(n.taken())
+	if err != nil {
+		return state.Outcome{}, fmt.Errorf("create network %.70s: %w", w.Name, err)
+	}
+	if exists {
+		def.Life = have.Def.Life
+		if def.ID() == have.ID {
+			return state.Outcome{Network: have.ID, Again: true}, nil
+		}
+		def.Life = 0
+	}
+	at := time.Now().Unix()
+	out, err := n.doc.Apply(state.CreateNetwork{Def: def, At: at, Force: w.Force})
+	if err != nil {
+		return state.Outcome{}, err
+	}
+	n.tell(out)
+	n.refresh()
+	nw, ok := n.view.ByName(w.Name)
+	if !ok {
+		return state.Outcome{}, fmt.Errorf("create network %s: it is not there afterwards; create it again", w.Name)
+	}
+	n.c.Log.Info("network made", "network", nw.Name, "subnet", nw.Def.Subnet)
+	n.step(ipam.Founded{Network: nw.ID, At: at})
+	return state.Outcome{Network: nw.ID}, nil
+}
+
+func (n *Node) remove(w state.Remove) (state.Outcome, error) {
+	out, err := n.doc.Apply(state.RemoveNetwork{ID: w.Network, Force: w.Force})
+	if err != nil {
+		return state.Outcome{}, err
+	}
+	n.tell(out)
+	n.c.Log.Info("network removed", "network", w.Network)
+	return state.Outcome{Network: w.Network}, nil
+}
+
+// own returns an endpoint of this node as the document has it.
+func (n *Node) own(id state.EndpointID) (state.Endpoint, bool) {
+	n.refresh()
+	e, ok := n.view.Endpoint(id)
+	if !ok || e.Node != n.self {
+		return state.Endpoint{}, false
+	}
+	return *e, true
+}
+
+// attach asks for an address, unless the container has one on that network.
+func (n *Node) attach(w state.Attach, reply chan<- result) {
+	nw, ok := n.view.Network(w.Network)
+	if !ok {
+		n.answer(reply, result{err: fmt.Errorf("attach %s to network %s: %w", w.Container, w.Network,
+			state.Refuse(state.ErrNoNetwork, "there is no such network; see 'meshnet network ls'"))})
+		return
+	}
+	for _, old := range n.store.wishes {
+		if old.ID == w.ID || old.Network == w.Network && old.Container == w.Container {
+			w.ID = old.ID
+		}
+	}
+	for _, old := range n.wants {
+		if old.wish.Network == w.Network && old.wish.Container == w.Container {
+			w.ID = old.wish.ID
+		}
+	}
+	if e, ok := n.own(w.ID); ok {
+		out, err := n.reattach(w, e)
+		n.answer(reply, result{out, err})
+		return
+	}
+	if waiting, ok := n.wants[w.ID]; ok {
+		waiting.replies = append(waiting.replies, reply)
+		return
+	}
+	if nw.Removed {
+		n.answer(reply, result{err: fmt.Errorf("attach %s to %s: %w", w.Container, nw.Name,
+			state.Refuse(state.ErrNoNetwork, "the network was removed and lives only until its last member goes"))})
+		return
+	}
+	n.wants[w.ID] = &want{w, []chan<- result{reply}}
+	n.step(ipam.Want{Wish: w, At: time.Now().Unix()})
+}
+
+// reattach takes over what a repeated wish says anew.
+func (n *Node) reattach(w state.Attach, e state.Endpoint) (state.Outcome, error) {
+	out := state.Outcome{Network: e.Network, Endpoint: e.ID, Addr: e.Addr, Again: true}
+	old, known := n.store.wishes[e.ID]
+	if w.Addr.IsValid() && w.Addr != e.Addr {
+		return out, fmt.Errorf("attach %s to %s: %w", w.Container, n.networkName(e.Network),
+			state.Refuse(state.ErrInvalid, "it has %s there already; detach it first", e.Addr))
+	}
+	if !w.Addr.IsValid() {
+		w.Addr = old.Addr
+	}
+	if w.MAC == (state.MAC{}) {
+		w.MAC = old.MAC
+	} else {
+		e.MAC = w.MAC
+	}
+	w.IfName = cmp.Or(w.IfName, old.IfName)
+	e.Container, e.IfName = w.Container, cmp.Or(w.IfName, e.IfName)
+	e.Names = slices.Sorted(slices.Values(w.Names))
+	changed, err := n.doc.Apply(state.PutEndpoint{Endpoint: e})
+	if err != nil {
+		return out, err
+	}
+	n.tell(changed)
+	if !known || !equalWishes(old, w) {
+		n.keep(w)
+	}
+	return out, nil
+}
+
+func (n *Node) networkName(id state.NetworkID) string {
+	if nw, ok := n.view.Network(id); ok {
+		return nw.Name
+	}
+	return id.String()
+}
+
+// keep stores a wish.
+func (n *Node) keep(w state.Attach) {
+	w.Names = slices.Clone(w.Names)
+	n.store.wishes[w.ID] = w
+	n.records = append(n.records, record{recAttach, encodeWish(w)})
+	n.wishesOf = true
+}
+
+// answered ends a want.
+func (n *Node) answered(a ipam.Answer) {
+	w, ok := n.wants[a.ID]
+	if !ok {
+		return // given up
+	}
+	delete(n.wants, a.ID)
+	r := result{}
+	if a.Err != nil {
+		r.err = fmt.Errorf("attach %s to %s: %w", w.wish.Container, n.networkName(w.wish.Network), a.Err)
+		if len(w.replies) == 0 {
+			n.c.Log.Warn("attachment of before has no address", "endpoint", a.ID, "err", a.Err)
+			n.rewant = n.now() + rewantDelay
+		}
+	} else {
+		w.wish.ID = a.Endpoint
+		n.keep(w.wish)
+		r.out = state.Outcome{Network: w.wish.Network, Endpoint: a.Endpoint, Addr: a.Addr}
+		n.c.Log.Info("container attached", "endpoint", a.Endpoint, "network", n.networkName(w.wish.Network), "addr", a.Addr)
+	}
+	for _, reply := range w.replies {
+		n.answer(reply, r)
+	}
+}
+
+// giveUp ends the wait for an address, where it still lasts.
+func (n *Node) giveUp(w state.Wish, reply chan result, why error) {
+	a, ok := w.(state.Attach)
+	if !ok {
+		return // answered in this very moment
+	}
+	for id, waiting := range n.wants {
+		i := slices.Index(waiting.replies, (chan<- result)(reply))
+		if i < 0 {
+			continue
+		}
+		waiting.replies = slices.Delete(waiting.replies, i, i+1)
+		if _, kept := n.store.wishes[id]; len(waiting.replies) == 0 && !kept {
+			delete(n.wants, id)
+			n.step(ipam.GiveUp{ID: id})
+		}
+		if errors.Is(why, context.DeadlineExceeded) {
+			why = state.Refuse(state.ErrNoAddress, "no node that owns addresses of it has answered; try again, or see 'meshnet nodes'")
+		}
+		reply <- result{err: fmt.Errorf("attach %s to %s: %w", a.Container, n.networkName(a.Network), why)}
+		return
+	}
+}
+
+// detach gives an attachment up. Twice is the same as once.
+func (n *Node) detach(id state.EndpointID) state.Outcome {
+	out := state.Outcome{Endpoint: id, Again: true}
+	if w, ok := n.wants[id]; ok {
+		delete(n.wants, id)
+		n.step(ipam.GiveUp{ID: id})
+		for _, reply := range w.replies {
+			n.answer(reply, result{err: fmt.Errorf("attach %s to %s: it was detached meanwhile", w.wish.Container, n.networkName(w.wish.Network))})
+		}
+	}
+	if w, ok := n.store.wishes[id]; ok {
+		out.Network, out.Again = w.Network, false
+		delete(n.store.wishes, id)
+		n.records = append(n.records, record{recDetach, []byte(id.String())})
+		n.wishesOf = true
+		n.c.Log.Info("container detached", "endpoint", id, "network", n.networkName(w.Network))
+	}
+	if e, ok := n.own(id); ok {
+		out.Network, out.Addr, out.Again = e.Network, e.Addr, false
+		n.step(ipam.Free{Endpoint: id, Alloc: e.Alloc})
+		if _, still := n.own(id); still {
+			n.apply(state.RemoveEndpoint{ID: id})
+		}
+	}
+	return out
+}
+
+// report notes whether a container's sandbox is there.
+func (n *Node) report(w state.Report) (state.Outcome, error) {
+	e, ok := n.own(w.ID)
+	if !ok {
+		return state.Outcome{}, fmt.Errorf("report endpoint %s: %w", w.ID, state.ErrNoEndpoint)
+	}
+	out := state.Outcome{Network: e.Network, Endpoint: e.ID, Addr: e.Addr, Again: e.Down == w.Down}
+	if out.Again {
+		return out, nil
+	}
+	e.Down = w.Down
+	changed, err := n.doc.Apply(state.PutEndpoint{Endpoint: e})
+	if err != nil {
+		return state.Outcome{}, err
+	}
+	n.tell(changed)
+	return out, nil
+}
+
+// takeUp makes endpoints equal to the wishes: those without an endpoint ask for an address, and
+// endpoints that nobody wishes for are given back. A crash may have kept one and lost the other.
+func (n *Node) takeUp() {
+	n.rewant = 0
+	n.refresh()
+	for _, w := range sortedWishes(n.store.wishes) {
+		_, has := n.own(w.ID)
+		_, waits := n.wants[w.ID]
+		if has || waits {
+			continue
+		}
+		if _, ok := n.view.Network(w.Network); !ok && n.settled {
+			n.c.Log.Warn("attachment given up: its network is gone", "endpoint", w.ID, "network", w.Network)
+			n.detach(w.ID)
+			continue
+		}
+		n.wants[w.ID] = &want{wish: w}
+		n.step(ipam.Want{Wish: w, At: time.Now().Unix()})
+	}
+	for _, nw := range n.view.Networks() {
+		var unwished []state.EndpointID
+		if nw.HasMember(n.self) {
+			for e := range nw.Claims() {
+				if _, ok := n.store.wishes[e.ID]; !ok && e.Node == n.self {
+					unwished = append(unwished, e.ID)
+				}
+			}
+		}
+		for _, id := range unwished {
+			n.detach(id)
+		}
+	}
+}
+
+// obeyKills detaches the containers from networks that a person removed by force.
+func (n *Node) obeyKills() {
+	killed := map[state.NetworkID]bool{}
+	for _, w := range n.store.wishes {
+		if _, known := killed[w.Network]; !known {
+			killed[w.Network] = n.view.Killed(w.Network, n.self)
+		}
+	}
+	for _, w := range sortedWishes(n.store.wishes) {
+		if killed[w.Network] {
+			n.c.Log.Warn("network was removed by force; its container is detached", "network", w.Network, "endpoint", w.ID)
+			n.detach(w.ID)
+		}
+	}
+}
+
+func equalWishes(a, b state.Attach) bool {
+	return a.ID == b.ID && a.Network == b.Network && a.Container == b.Container && a.Source == b.Source &&
+		a.Addr == b.Addr && a.MAC == b.MAC && a.IfName == b.IfName && a.NoDefaultRoute == b.NoDefaultRoute &&
+		slices.Equal(a.Names, b.Names)
+}

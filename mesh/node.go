@@ -1,0 +1,596 @@
+package mesh
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"meshnet/crdt"
+	"meshnet/ipam"
+	"meshnet/mesh/gossip"
+	"meshnet/state"
+)
+
+const (
+	// drainMax is how many messages are taken in before what they changed is published.
+	drainMax = 128
+	// refreshMax bounds how often in a row a view may lead to a change that leads to a view.
+	refreshMax = 64
+	// renewsMax is how often a minute this node begins a new epoch; more often means that two hosts
+	// write under one id.
+	renewsMax = 3
+	// rewantDelay is how long an attachment of before the start waits for its next try to get an
+	// address.
+	rewantDelay = 10 * time.Second
+)
+
+// errStopped: the node does not run any more.
+var errStopped = errors.New("the daemon is stopping")
+
+// Node is this host's member of the mesh. [New] makes one.
+type Node struct {
+	c       Config
+	lock    *os.File
+	self    state.NodeID
+	made    time.Time
+	members *members
+	streams *streams
+
+	calls   chan func() // run by the loop
+	poked   chan struct{}
+	applied atomic.Uint64 // highest version that the host equals
+	ended   chan struct{}
+	ready   chan struct{}
+	shown   atomic.Pointer[shown]
+
+	// What follows belongs to the loop.
+	start  time.Time
+	store  *stored
+	doc    *state.Doc
+	ipam   *ipam.Machine
+	gossip *gossip.Machine
+	view   *state.View
+	alive  []state.NodeID
+
+	// What a step leaves to be done: first the records, then the rest.
+	records  []record
+	sync     bool
+	outbox   []outgoing
+	after    []func()
+	stale    bool // the view is to be made anew
+	wishesOf bool // the wishes changed
+	failed   error
+
+	ipamNext time.Duration
+	window   time.Duration // when the discovery window ends
+	settled  bool
+	renews   []time.Duration
+	twin     bool // two hosts write under our id
+	rewant   time.Duration
+	wants    map[state.EndpointID]*want
+	acks
+	asking map[uint64]*question
+}
+
+// outgoing is a message that waits for the log.
+type outgoing struct {
+	to   state.NodeID
+	body []byte
+}
+
+// shown is what others may look at, immutable. next is closed when there is something newer.
+type shown struct {
+	view     *state.View
+	wishes   []state.Attach
+	pending  []string
+	warnings []string
+	next     chan struct{}
+}
+
+// New checks the configuration, locks the state directory and reads it. The node does nothing until
+// [Node.Run], which also gives the directory back.
+func New(c Config) (*Node, error) {
+	c, err := c.check()
+	if err != nil {
+		return nil, err
+	}
+	lock, err := lockDir(c.StateDir)
+	if err != nil {
+		return nil, err
+	}
+	s, err := openState(&c)
+	if err != nil {
+		return nil, errors.Join(err, lock.Close())
+	}
+	if c.Name == "" {
+		c.Name = s.id.String()
+	}
+	c.Log = c.Log.With("node", s.id)
+	if s.copied {
+		c.Log.Warn("the state directory comes from another machine; this is a new node without its attachments")
+	}
+	n := &Node{
+		c: c, lock: lock, self: s.id, made: time.Now(), store: s, doc: s.doc,
+		members: newMembers(s.id, c.Name, s.epoch, c.Log),
+		calls:   make(chan func()), poked: make(chan struct{}, 1),
+		ended: make(chan struct{}), ready: make(chan struct{}),
+		ipam:   ipam.New(ipam.Config{Self: s.id, Epoch: s.epoch, Records: s.ipam}),
+		gossip: gossip.New(gossip.Config{Self: s.id, Doc: s.doc, Seed: random64()}),
+		wants:  map[state.EndpointID]*want{},
+		acks:   newAcks(),
+		asking: map[uint64]*question{},
+	}
+	n.store.ipam = nil // the machine has it
+	n.view = n.doc.View()
+	n.shown.Store(&shown{view: n.view, wishes: sortedWishes(s.wishes), next: make(chan struct{})})
+	return n, nil
+}
+
+// Run takes part in the mesh until ctx ends, and returns nil then, or the fault that stopped it. All
+// that it started has ended when it returns, but for what memberlist lets run out.
+func (n *Node) Run(ctx context.Context) (err error) {
+	n.start = time.Now()
+	inner, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	defer func() {
+		cancel()
+		close(n.ended)
+		err = errors.Join(err, n.store.log.close(), n.lock.Close())
+	}()
+	if err := n.members.open(inner, &n.c); err != nil {
+		return err
+	}
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	n.streams = newStreams(inner, n.c.Log, n.members.list.SendReliable)
+	defer n.streams.wait()
+	defer cancel()
+	defer n.members.close()
+	found := make(chan candidate, 64)
+	r := n.rejoin(found)
+	working, stop := context.WithCancel(ctx)
+	defer stop()
+	wg.Go(func() { r.run(working) })
+	if n.c.MDNS {
+		d := n.discovery(found)
+		wg.Go(func() { d.run(working) })
+	}
+	return n.loop(ctx)
+}
+
+// loop takes in what happens, one thing after the other, until ctx ends or the log fails.
+func (n *Node) loop(ctx context.Context) error {
+	n.begin()
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		if err := n.commit(); err != nil {
+			return err
+		}
+		timer.Reset(n.untilNext())
+		select {
+		case <-ctx.Done():
+			return nil
+		case call := <-n.calls:
+			call()
+		case b := <-n.members.inbox:
+			n.receive(b)
+			for i := 0; i < drainMax && len(n.members.inbox) > 0; i++ {
+				n.receive(<-n.members.inbox)
+			}
+		case <-n.members.changed:
+			n.meet()
+		case h := <-n.members.hints:
+			n.act(n.gossip.Step(n.now(), gossip.Hint{From: h.from, Digest: h.digest}))
+		case <-n.poked:
+			n.acknowledge()
+		case <-timer.C:
+			n.tick()
+		}
+	}
+}
+
+// begin says who this node is and takes up what it was asked for before.
+func (n *Node) begin() {
+	n.stale = true
+	n.wishesOf = true
+	if n.c.MDNS || len(n.c.Join) > 0 || len(n.view.Nodes()) > 1 {
+		n.window = discoveryWindow
+	}
+	for _, node := range n.view.Nodes() {
+		n.news[node.ID] = true // acknowledged once the host equals the first view
+	}
+	n.introduce()
+	n.refresh()
+	n.takeUp()
+	if n.window == 0 {
+		n.settle() // nobody to look for
+	}
+}
+
+// introduce writes this node's own record.
+func (n *Node) introduce() {
+	n.apply(state.PutNode{Node: state.Node{
+		Name: n.c.Name, Addr: n.c.Addr, GossipPort: n.c.Port, TunnelPort: n.c.TunnelPort,
+		Encap: n.c.Encap, Transport: n.c.Transport, MTU: n.c.MTU, Version: n.c.Version,
+	}})
+}
+
+func (n *Node) now() time.Duration { return time.Since(n.start) }
+
+// untilNext returns how long nothing is due.
+func (n *Node) untilNext() time.Duration {
+	next := n.now() + time.Hour
+	for _, at := range []time.Duration{n.gossip.Next(), n.ipamNext, n.askNext, n.rewant} {
+		if at != 0 {
+			next = min(next, at)
+		}
+	}
+	if !n.settled {
+		next = min(next, n.window)
+	}
+	return max(0, next-n.now())
+}
+
+// tick does what is due.
+func (n *Node) tick() {
+	now := n.now()
+	if at := n.gossip.Next(); at != 0 && at <= now {
+		n.act(n.gossip.Step(now, gossip.Tick{}))
+	}
+	if n.ipamNext != 0 && n.ipamNext <= now {
+		n.step(ipam.Tick{})
+	}
+	if !n.settled && n.window <= now {
+		n.settle()
+	}
+	if n.askNext != 0 && n.askNext <= now {
+		n.askAgain()
+	}
+	if n.rewant != 0 && n.rewant <= now {
+		n.takeUp()
+	}
+}
+
+// receive takes in a message.
+func (n *Node) receive(b []byte) {
+	n.members.waiting.Add(-int64(len(b)))
+	c, from, body, err := unframe(b)
+	if err != nil || from == n.self || from == 0 {
+		n.c.Log.Debug("message dropped", "peer", from, "err", err)
+		return
+	}
+	switch c {
+	case chanGossip:
+		n.act(n.gossip.Step(n.now(), gossip.Packet{From: from, Body: body}))
+		n.checkEpoch()
+	case chanIPAM:
+		n.step(ipam.Msg{From: from, Body: body})
+	case chanAck:
+		n.onAck(from, body)
+	case chanAckAsk:
+		n.sendAck(from)
+	case chanAsk:
+		n.onAsk(from, body)
+	case chanTell:
+		n.onTell(from, body)
+	case chanBye:
+		n.members.left(from)
+	}
+}
+
+// meet tells the machines who is alive now.
+func (n *Node) meet() {
+	was := n.alive
+	n.alive = n.members.alive()
+	n.act(n.gossip.Step(n.now(), gossip.Members{Alive: n.alive}))
+	n.step(ipam.Members{Alive: n.alive})
+	n.checkWaiters()
+	for _, id := range n.alive {
+		if !slices.Contains(was, id) {
+			n.c.Log.Info("peer is there", "peer", id)
+		}
+	}
+	for _, id := range was {
+		if !slices.Contains(n.alive, id) {
+			n.c.Log.Info("peer is gone", "peer", id)
+		}
+	}
+}
+
+// act does what gossip asks for.
+func (n *Node) act(as []gossip.Action) {
+	for _, a := range as {
+		switch a := a.(type) {
+		case gossip.News:
+			n.learnt(a.Out)
+		case gossip.Send:
+			n.send(a.To, frame(chanGossip, n.self, a.Body))
+		case gossip.Stream:
+			n.send(a.To, frame(chanGossip, n.self, a.Body))
+		case gossip.Agreed:
+			if !n.settled {
+				n.settle()
+			}
+		}
+	}
+}
+
+// learnt logs what others said and plans what follows from it.
+func (n *Node) learnt(out state.Out) {
+	n.records = append(n.records, stateRecords(out)...)
+	n.stale = true
+	for i := range out.Ops {
+		n.news[out.Ops[i].Node] = true
+	}
+	for i := range out.Patches {
+		n.news[out.Patches[i].Node] = true
+	}
+}
+
+// send queues a message until the log is written.
+func (n *Node) send(to state.NodeID, body []byte) {
+	n.outbox = append(n.outbox, outgoing{to, body})
+}
+
+// apply changes the document by what cannot be refused, and returns what it wrote.
+func (n *Node) apply(cs ...state.Change) {
+	if len(cs) == 0 {
+		return
+	}
+	out, err := n.doc.Apply(cs...)
+	if err == nil {
+		n.tell(out)
+		return
+	}
+	if len(cs) == 1 {
+		n.c.Log.Warn("own record not written", "err", err)
+		return
+	}
+	for _, c := range cs { // one refused does not stop the others
+		n.apply(c)
+	}
+}
+
+// tell logs what this node changed and tells others.
+func (n *Node) tell(out state.Out) {
+	if out.Empty() {
+		return
+	}
+	n.records = append(n.records, stateRecords(out)...)
+	n.stale = true
+	n.act(n.gossip.Step(n.now(), gossip.Local{Out: out}))
+}
+
+// step tells ipam what happened and does what it asks for.
+func (n *Node) step(ev ipam.Event) {
+	e := n.ipam.Step(n.now(), ev)
+	for _, r := range e.Log {
+		n.records = append(n.records, record{recIPAM, r})
+	}
+	n.sync = n.sync || e.Sync
+	n.apply(e.Changes...)
+	for _, m := range e.Send {
+		n.send(m.To, frame(chanIPAM, n.self, m.Body))
+	}
+	n.ipamNext = e.Next
+	for _, a := range e.Done {
+		n.answered(a)
+	}
+}
+
+// refresh makes the view anew until nothing follows from it any more.
+func (n *Node) refresh() {
+	for i := 0; n.stale && i < refreshMax; i++ {
+		n.stale = false
+		n.view = n.doc.View()
+		n.noteHeads()
+		n.step(ipam.Saw{View: n.view})
+		n.obeyKills()
+		n.checkEpoch()
+	}
+}
+
+// commit writes the log, then shows, sends and answers what waited for it.
+func (n *Node) commit() error {
+	n.refresh()
+	if n.failed != nil {
+		return n.failed
+	}
+	if len(n.records) > 0 {
+		if err := n.store.log.add(n.records); err != nil {
+			return err
+		}
+		n.records = nil
+	}
+	if n.sync {
+		if err := n.store.log.sync(); err != nil {
+			return err
+		}
+		n.sync = false
+	}
+	digest := n.view.Digest()
+	n.members.digest.Store(&digest)
+	n.publish()
+	n.checkWaiters()
+	for _, m := range n.outbox {
+		n.dispatch(m)
+	}
+	n.outbox = nil
+	after := n.after
+	n.after = nil
+	for _, f := range after {
+		f()
+	}
+	return nil
+}
+
+// dispatch sends a message now.
+func (n *Node) dispatch(m outgoing) {
+	if len(m.body) <= packetMax {
+		n.members.packet(m.to, m.body)
+		return
+	}
+	if to, ok := n.members.target(m.to); ok {
+		n.streams.add(m.to, to, m.body)
+	}
+}
+
+// publish shows what changed.
+func (n *Node) publish() {
+	was := n.shown.Load()
+	now := shown{view: n.view, wishes: was.wishes, pending: n.pending(), warnings: n.warnings(), next: make(chan struct{})}
+	if n.wishesOf {
+		now.wishes = sortedWishes(n.store.wishes)
+		n.wishesOf = false
+	}
+	if now.view == was.view && slices.Equal(now.pending, was.pending) && slices.Equal(now.warnings, was.warnings) &&
+		slices.EqualFunc(now.wishes, was.wishes, equalWishes) {
+		return
+	}
+	n.shown.Store(&now)
+	close(was.next)
+	if _, ok := n.view.ByName(defaultName); ok {
+		select {
+		case <-n.ready:
+		default:
+			close(n.ready)
+		}
+	}
+}
+
+// checkEpoch begins a new epoch where others hold writes of this node that it lost, or gave it up.
+func (n *Node) checkEpoch() {
+	doubt, lost := n.doc.Doubt()
+	gone, given := n.view.Forgotten(n.self)
+	given = given && gone >= n.doc.Epoch()
+	if !lost && !given || n.failed != nil {
+		return
+	}
+	now := n.now()
+	n.renews = slices.DeleteFunc(n.renews, func(at time.Duration) bool { return now-at > time.Minute })
+	if n.twin = len(n.renews) >= renewsMax; n.twin {
+		return
+	}
+	n.renews = append(n.renews, now)
+	epoch := max(n.doc.Epoch(), doubt, gone) + 1
+	n.c.Log.Warn("others know more of this node than it does itself; it writes all it has anew", "epoch", epoch)
+	if n.failed = n.store.enter(n.c.StateDir, epoch); n.failed != nil {
+		return
+	}
+	actor := crdt.Actor(random64())
+	n.store.boot.Epoch, n.store.boot.Actor = epoch, actor
+	n.records = append(n.records, bootRecord(n.store.boot))
+	n.members.epoch.Store(uint32(epoch))
+	n.tell(n.doc.Renew(epoch, actor))
+	n.stale = true
+	n.introduce()
+	n.rewant = now + time.Millisecond
+}
+
+// settle ends the discovery window: what is made once is made now, where nobody made it.
+func (n *Node) settle() {
+	n.settled = true
+	n.refresh()
+	n.makeDefault()
+	n.refresh()
+	n.step(ipam.Settled{At: time.Now().Unix()})
+}
+
+// defaultName is the network that a mesh has from the beginning.
+const defaultName = "default"
+
+func (n *Node) makeDefault() {
+	if _, ok := n.view.ByName(defaultName); ok || !n.c.DefaultSubnet.IsValid() {
+		return
+	}
+	w := state.Create{Name: defaultName, Subnet: n.c.DefaultSubnet}
+	for range 2 {
+		def, err := w.Definition(n.taken())
+		if err != nil {
+			n.c.Log.Error("network default not made", "err", err)
+			return
+		}
+		out, err := n.doc.Apply(state.CreateNetwork{Def: def, At: time.Now().Unix()})
+		if err == nil {
+			n.c.Log.Info("network made", "network", defaultName, "subnet", def.Subnet)
+			n.tell(out)
+			return
+		}
+		if !errors.Is(err, state.ErrOverlap) {
+			n.c.Log.Error("network default not made", "err", err)
+			return
+		}
+		w.Subnet = netip.Prefix{}
+	}
+}
+
+// call has the loop run f and waits for it.
+func (n *Node) call(ctx context.Context, f func()) error {
+	done := make(chan struct{})
+	select {
+	case n.calls <- func() { f(); close(done) }:
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-n.ended:
+		return errStopped
+	}
+	<-done // the loop has it and does not block
+	return nil
+}
+
+func (n *Node) rejoin(found <-chan candidate) *rejoin {
+	return &rejoin{
+		self:  candidate{n.self, netip.AddrPortFrom(n.c.Addr, n.c.Port)},
+		seeds: n.c.Join, port: n.c.Port, log: n.c.Log, found: found,
+		nodes: n.lost,
+		alive: n.there,
+		join: func(addr string) error {
+			if _, err := n.members.list.Join([]string{addr}); err != nil {
+				return fmt.Errorf("join: %w", err)
+			}
+			return nil
+		},
+	}
+}
+
+func (n *Node) discovery(found chan<- candidate) *discovery {
+	return &discovery{
+		self:    candidate{n.self, netip.AddrPortFrom(n.c.Addr, n.c.Port)},
+		cluster: clusterHash(n.c.Cluster), iface: *n.c.Interface, log: n.c.Log, found: found,
+		alone: func() bool { return len(n.members.alive()) == 0 },
+	}
+}
+
+// lost returns where the nodes are that the state names or that were members once.
+func (n *Node) lost() map[state.NodeID]netip.AddrPort {
+	v := n.View()
+	nodes := map[state.NodeID]netip.AddrPort{}
+	for id, p := range n.members.all() {
+		if _, forgotten := v.Forgotten(id); !forgotten {
+			nodes[id] = p.addr
+		}
+	}
+	for _, node := range v.Nodes() {
+		if node.Addr.IsValid() && node.GossipPort != 0 {
+			nodes[node.ID] = netip.AddrPortFrom(node.Addr, node.GossipPort)
+		}
+	}
+	return nodes
+}
+
+// there returns where the members are that are alive.
+func (n *Node) there() map[state.NodeID]netip.AddrPort {
+	nodes := map[state.NodeID]netip.AddrPort{}
+	for id, p := range n.members.all() {
+		if p.state == state.Alive {
+			nodes[id] = p.addr
+		}
+	}
+	return nodes
+}
