@@ -20,8 +20,8 @@ import (
 const inside = "MESHNET_NSTEST"
 
 // Inside reports whether the test is in its own namespaces: then it goes on, with lo up and an empty
-// /run. Outside, Inside runs it there, passes on how it ended, and returns false: the test returns.
-// Top-level tests only.
+// /run. Outside, Inside runs it there, beside other tests, passes on how it ended, and returns false:
+// the test returns. Top-level tests only.
 //
 // Where the system forbids user namespaces the test is skipped; it fails instead where MESHNET_REQUIRE
 // holds the word userns, or CI is true.
@@ -31,6 +31,7 @@ func Inside(t *testing.T) bool {
 		prepare(t)
 		return true
 	}
+	t.Parallel()
 	ctx := context.Background()
 	if end, ok := t.Deadline(); ok {
 		var cancel context.CancelFunc
