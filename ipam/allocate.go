@@ -62,7 +62,9 @@ func (m *Machine) release(ev Free) {
 			// The number keeps a late release from taking the address of who has it now.
 			if a := &n.allocs[i]; a.ID == ev.Endpoint && a.Alloc == ev.Alloc {
 				m.write(entry{kind: entFree, network: n.id, id: a.ID, alloc: a.Alloc})
-				m.out.Changes = append(m.out.Changes, state.RemoveEndpoint{ID: ev.Endpoint})
+				if n.checked { // otherwise check will find it, if it is there
+					m.out.Changes = append(m.out.Changes, state.RemoveEndpoint{ID: ev.Endpoint})
+				}
 				return
 			}
 		}

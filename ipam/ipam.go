@@ -42,8 +42,10 @@ type Machine struct {
 type Config struct {
 	Self state.NodeID
 	// Epoch is this node's epoch at start. A later one is learnt from this node's own record.
-	Epoch   crdt.Epoch
-	Records []Record // what was logged before, in order
+	Epoch crdt.Epoch
+	// Records is what was logged before, in order. All of the log must be synced by now: a daemon
+	// that was killed left writes that it had not synced, and from here on they are told.
+	Records []Record
 }
 
 // New returns a machine with what was logged before. Records that it cannot read are left out: what

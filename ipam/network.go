@@ -15,6 +15,8 @@ type network struct {
 	// view is nil while the view has no such network; learnt is since when it has.
 	view   *state.Network
 	learnt time.Duration
+	// defined: the view had it for its definition, not for its users only.
+	defined bool
 	// checked: own records in the view were compared with the log.
 	checked bool
 

@@ -62,10 +62,19 @@ func (m *Machine) takeRoot(n *network) {
 		n.founded, n.race = false, race{}
 		return
 	}
-	switch {
-	case n.founded:
+	if n.founded {
 		m.root(n, n.foundedAt)
-	case m.settled && n.view.Def.Name == Default && m.first(n):
+		return
+	}
+	if !m.settled || n.view.Removed || len(n.highs) > 0 {
+		return
+	}
+	// A crash between the creation and the root leaves a network that only its creator can help.
+	mine := n.view.Created.Creator == m.self
+	if n.view.Def.Name == Default {
+		mine = m.first(n)
+	}
+	if mine {
 		m.root(n, m.settledAt+int64((m.now-m.settledIn)/time.Second))
 	}
 }

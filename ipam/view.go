@@ -29,6 +29,7 @@ func (m *Machine) saw(v *state.View) {
 			n.learnt = m.now
 		}
 		n.view, n.stale = sn, true
+		n.defined = n.defined || !sn.Removed
 		if !n.checked {
 			m.check(n)
 		}
@@ -98,18 +99,22 @@ func same(a, b *state.Block) bool {
 }
 
 // drop gives up what is held of a network that is gone. What versions were held is kept: if the
-// network comes back, because somebody attached meanwhile, an old offer is still an old one.
+// network comes back, because somebody attached meanwhile, an old offer is still an old one. A network
+// whose definition was never seen since the start is not gone but not heard of yet: it was in the
+// view for this node's own endpoints only.
 func (m *Machine) drop(n *network) {
-	for i := range n.blocks {
-		m.out.Changes = append(m.out.Changes, state.RemoveBlock{Network: n.id, Prefix: n.blocks[i].Prefix})
-	}
-	if len(n.blocks) > 0 || len(n.resting) > 0 {
-		m.write(entry{kind: entDrop, network: n.id})
+	if n.defined {
+		for i := range n.blocks {
+			m.out.Changes = append(m.out.Changes, state.RemoveBlock{Network: n.id, Prefix: n.blocks[i].Prefix})
+		}
+		if len(n.blocks) > 0 || len(n.resting) > 0 {
+			m.write(entry{kind: entDrop, network: n.id})
+		}
 	}
 	for _, w := range n.wants {
 		m.answer(w, nil, state.Refuse(state.ErrNoNetwork, "network %s was removed; create it again", n.view.Name))
 	}
-	n.view, n.checked, n.wants = nil, false, nil
+	n.view, n.checked, n.defined, n.wants = nil, false, false, nil
 	n.ask, n.vouches, n.race = request{}, nil, race{}
 }
 
@@ -142,15 +147,14 @@ func (m *Machine) fresh(n *network) {
 
 // seal marks the records of a root of this node once another node has taken from it.
 func (m *Machine) seal(n *network) {
-	for _, b := range n.others {
-		if b.Root.Creator != m.self {
+	for i := range n.blocks {
+		b := n.blocks[i]
+		if b.Sealed || b.Root.Creator != m.self {
 			continue
 		}
-		for _, mine := range slices.Clone(n.blocks) {
-			if mine.Root == b.Root && !mine.Sealed {
-				mine.Sealed = true
-				m.put(mine)
-			}
+		if slices.ContainsFunc(n.others, func(o *state.Block) bool { return o.Root == b.Root }) {
+			b.Sealed = true
+			m.put(b) // in its place: the order stays
 		}
 	}
 }
