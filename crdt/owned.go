@@ -20,6 +20,7 @@ type Owned struct {
 	gapped  map[Node]struct{}
 	gone    map[Node]Epoch
 	watch   func(Node, string)
+	journal int // journalMax
 	ignored uint64
 }
 
@@ -42,9 +43,10 @@ type life struct {
 	tombs []*Op // those of them that are removals, kept while there is a gap below
 	// deaths lists which seqs ceased to live and through which op, in the order they became known.
 	// It is exact for all ops beyond since.
-	deaths []death
-	since  Seq
-	hash   hash
+	deaths  []death
+	journal int // how many of them are kept
+	since   Seq
+	hash    hash
 }
 
 type death struct{ by, dead Seq }
@@ -57,7 +59,7 @@ func NewOwned(self Node, epoch Epoch, watch func(Node, string)) *Owned {
 		watch = func(Node, string) {}
 	}
 	return &Owned{
-		self: self, epoch: epoch, watch: watch,
+		self: self, epoch: epoch, watch: watch, journal: journalMax,
 		nodes:  make(map[Node]*replica),
 		gapped: make(map[Node]struct{}),
 		gone:   make(map[Node]Epoch),
@@ -246,25 +248,35 @@ func (o *Owned) life(n Node, e Epoch) *life {
 	if i == 0 && r.visible != nil {
 		return nil
 	}
-	l := &life{epoch: e, cells: make(map[string]*Op)}
+	l := &life{epoch: e, cells: make(map[string]*Op), journal: o.journal}
 	r.lives = slices.Insert(r.lives, i, l)
 	return l
 }
 
-// apply takes one op into a life and reports whether it was news. It keeps the op.
+// apply takes one op into a life and reports whether it was news. It keeps the op. An op that a later
+// one closed before it came may still close what that one does not.
 func (o *Owned) apply(l *life, op *Op) bool {
-	if l.covered(op.Seq) {
+	fresh := !l.covered(op.Seq)
+	news := fresh
+	l.cover(Span{uint64(op.Seq), uint64(op.Seq)})
+	for _, c := range op.Closes {
+		if c > 0 && c < op.Seq && !l.covered(c) {
+			l.cover(Span{uint64(c), uint64(c)})
+			news = true
+		}
+	}
+	if !news {
 		return false
 	}
 	l.whole = max(l.whole, op.Whole)
-	l.cover(Span{uint64(op.Seq), uint64(op.Seq)})
 	for _, c := range op.Closes {
 		if c > 0 && c < op.Seq {
-			l.cover(Span{uint64(c), uint64(c)})
 			l.died(op.Seq, c)
 		}
 	}
-	l.set(op)
+	if fresh {
+		l.set(op)
+	}
 	o.settle(op.Node, l, op)
 	return true
 }
@@ -421,8 +433,8 @@ func (l *life) died(by, dead Seq) {
 		return
 	}
 	l.deaths = append(l.deaths, death{by, dead})
-	if len(l.deaths) > journalMax {
-		half := l.deaths[:len(l.deaths)/2]
+	if len(l.deaths) > l.journal {
+		half := l.deaths[:(len(l.deaths)+1)/2]
 		for _, d := range half {
 			l.since = max(l.since, d.by)
 		}

@@ -73,7 +73,8 @@ func (o *Owned) Buckets() (sums [Buckets]uint64) {
 	return sums
 }
 
-// Heads returns how far the maps of one bucket are known, by (node, epoch).
+// Heads returns how far the maps of one bucket are known, by (node, epoch). The first of a node is of
+// the epoch that is shown, or zero while none is complete; those after it are of epochs to come.
 func (o *Owned) Heads(bucket int) []Head {
 	var out []Head
 	for _, n := range o.buckets[bucket].nodes {
@@ -83,7 +84,11 @@ func (o *Owned) Heads(bucket int) []Head {
 }
 
 func (o *Owned) heads(out []Head, n Node) []Head {
-	for _, l := range o.nodes[n].lives {
+	r := o.nodes[n]
+	if r.visible == nil {
+		out = append(out, Head{Node: n})
+	}
+	for _, l := range r.lives {
 		out = append(out, Head{n, l.epoch, l.head})
 	}
 	return out
@@ -109,7 +114,7 @@ func (o *Owned) Gaps() []Head {
 
 // Missing returns what a holder of these heads lacks of the nodes they name, in patches of at most
 // about limit bytes in all but at least one, and whether there is more. A node that the holder does
-// not know is named by a head with a zero Epoch.
+// not know is named by a zero head, as in [Owned.Heads].
 func (o *Owned) Missing(heads []Head, limit int) (out []Patch, more bool) {
 	have := make(map[Node][]Head, len(heads))
 	var names []Node
@@ -119,31 +124,44 @@ func (o *Owned) Missing(heads []Head, limit int) (out []Patch, more bool) {
 		}
 		have[h.Node] = append(have[h.Node], h)
 	}
+	// What lies beyond gaps moves no head, so it comes last and is never what there is more of.
 	size := 0
-	for _, n := range names {
-		r := o.nodes[n]
-		if r == nil {
-			continue
-		}
-		for _, l := range r.lives {
-			var from Seq
-			known := false
-			for _, h := range have[n] {
-				if h.Epoch == l.epoch {
-					from, known = h.Seq, true
-				}
-			}
-			if known && l.top() <= from {
+	for _, beyond := range []bool{false, true} {
+		for _, n := range names {
+			r := o.nodes[n]
+			if r == nil {
 				continue
 			}
-			p := l.patch(n, from)
-			if size += p.size(); size > limit && len(out) > 0 {
-				return out, true
+			for _, l := range r.lives {
+				from, lacks := l.lacks(have[n], beyond)
+				if !lacks {
+					continue
+				}
+				p := l.patch(n, from)
+				if size += p.size(); size > limit && len(out) > 0 {
+					return out, !beyond
+				}
+				out = append(out, p)
 			}
-			out = append(out, p)
 		}
 	}
 	return out, false
+}
+
+// lacks returns from where a holder of these heads of one node needs a life, if it does: for its
+// head, or only for what is known beyond that.
+func (l *life) lacks(heads []Head, beyond bool) (from Seq, lacks bool) {
+	shown := heads[0].Epoch
+	for _, h := range heads {
+		shown = min(shown, h.Epoch)
+		if h.Epoch == l.epoch {
+			if beyond {
+				return h.Seq, l.head <= h.Seq && l.top() > h.Seq
+			}
+			return h.Seq, l.head > h.Seq
+		}
+	}
+	return 0, !beyond && l.epoch > shown
 }
 
 // patch returns what a holder of head from lacks.
