@@ -284,6 +284,39 @@ func TestDecodeRefuses(t *testing.T) {
 	}
 }
 
+// A match that says more, less or something else than flow.Match can say is not one.
+func TestDecodeMatchRefuses(t *testing.T) {
+	const inPort, tcp, dst = "8000000400000001", "8000140106", "80001c020050"
+	for _, tt := range []struct{ name, hex string }{
+		{"a field twice", inPort + inPort},
+		{"a field under an empty mask", "8000051000000000000000000000000000000000"},
+		{"a value outside its mask", "8000051000000000000000030000000000000001"},
+		{"a mask on what has none", "80000b0408000f00"},
+		{"an address whose mask is no prefix", "800017080a000001ff0000ff"},
+		{"a port before its protocol", dst + tcp},
+		{"a port of UDP with TCP", tcp + "80001e020050"},
+		{"a length of another field", "800000020001"},
+		{"an odd length with a mask", "80000509000000000000000000"},
+		{"a field cut short", "80000004"},
+		{"a header cut short", "8000"},
+	} {
+		b, err := hex.DecodeString(tt.hex)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if m, err := decodeMatch(b); err == nil {
+			t.Errorf("%s: taken for %v", tt.name, m)
+		}
+	}
+	b, err := hex.DecodeString(inPort + tcp + dst)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if m, err := decodeMatch(b); err != nil || m.InPort != 1 || m.TPDst != flow.Exact16(80) {
+		t.Errorf("%+v, %v", m, err)
+	}
+}
+
 func TestHelloWithoutBitmap(t *testing.T) {
 	for _, tt := range []struct {
 		hex     string
