@@ -232,7 +232,8 @@ func (c *ofConn) begin(ctx context.Context) (end func(), err error) {
 	deadline, _ := ctx.Deadline()
 	if err := c.socket.SetWriteDeadline(deadline); err != nil {
 		<-c.turn
-		return nil, fmt.Errorf("OpenFlow connection is closed: %w", err)
+		<-c.done // it fails only on a closed socket
+		return nil, c.lost
 	}
 	return func() {
 		// Only fails on a closed socket, which the next request finds out.

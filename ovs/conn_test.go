@@ -265,6 +265,9 @@ func faked(t *testing.T) (*ofConn, fake) {
 			return
 		}
 		f := fake{t, conn}
+		if err := conn.SetDeadline(time.Now().Add(bound)); err != nil {
+			t.Error(err)
+		}
 		f.say(0, openflow.Hello{Versions: 0x7e})
 		f.hear()
 		h, _ := f.hear()
@@ -406,6 +409,40 @@ func TestAbandonedBundleIsDiscarded(t *testing.T) {
 	}
 	if err := within(t, got); !errors.Is(err, context.Canceled) {
 		t.Errorf("error %v", err)
+	}
+}
+
+// A bundle can be refused as a whole, without a word about one of its flows.
+func TestRefusedBundle(t *testing.T) {
+	for i, step := range []string{"open", "add", "barrier", "commit"} {
+		t.Run(step, func(t *testing.T) {
+			c, f := faked(t)
+			got := make(chan error, 1)
+			go func() { got <- c.Change(t.Context(), members(1, 1), nil) }()
+			why := openflow.Error{Type: 17, Code: uint16(i + 1)}
+			var h openflow.Header
+			for n := range 3 {
+				if h, _ = f.hear(); n == i {
+					f.say(h.XID, why)
+				}
+			}
+			if i != 2 {
+				f.say(h.XID, openflow.BarrierReply{})
+			}
+			h, m := f.hear()
+			if i == 3 {
+				f.say(h.XID, why)
+			} else if m.(openflow.BundleControl).Step != openflow.BundleDiscard {
+				t.Errorf("after a refusal: %+v", m)
+			}
+			err := within(t, got)
+			if e := (openflow.Error{}); !errors.As(err, &e) || e.Code != why.Code {
+				t.Errorf("error %v, want %v", err, why)
+			}
+			if err != nil && strings.Contains(err.Error(), "may or may not") {
+				t.Errorf("error %v of a refusal", err)
+			}
+		})
 	}
 }
 
