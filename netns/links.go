@@ -169,8 +169,9 @@ func (r *round) stale() []netlink.Link {
 }
 
 func (r *round) remove(link netlink.Link) {
-	if r.removals.add(link.Attrs().Index, link.Attrs().Name) {
-		r.did("remove", "%s %s", link.Type(), link.Attrs().Name)
+	a := link.Attrs()
+	if r.removals.add(removal{a.Index, a.Name, a.NetNsID}) {
+		r.did("remove", "%s %s", link.Type(), a.Name)
 	}
 }
 

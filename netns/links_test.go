@@ -537,8 +537,14 @@ func TestPairOfAnotherContainer(t *testing.T) {
 	one, two := link(5, box(t, "one")), box(t, "two")
 	h := host([]plan.Link{one})
 	apply(t, l, h)
+	index := get(t, one.Name).Attrs().ParentIndex
 	run(t, one.Sandbox, "ip", "link", "set", "eth0", "netns", "two")
+	// A foreign veth with the same index, as in another namespace may well be.
+	run(t, one.Sandbox, "ip", "link", "add", "foreign", "index", strconv.Itoa(index), "type", "veth", "peer", "name", "foreign1")
 	apply(t, l, h)
+	if foreign, err := at(t, one.Sandbox).LinkByName("foreign"); err != nil || foreign.Attrs().Flags&net.FlagUp != 0 {
+		t.Errorf("the foreign veth: %v, %v", foreign, err)
+	}
 	checkEnd(t, one, "eth0")
 	checkHostEnd(t, one)
 	if links, err := at(t, two).LinkList(); err != nil || len(links) != 1 {
@@ -720,14 +726,52 @@ func TestRemovalInTheBackground(t *testing.T) {
 	if len(steps) != 10 {
 		t.Errorf("did %q, want ten removals", steps)
 	}
+	if !slices.ContainsFunc(links, func(l plan.Link) bool { return present(l.Name) }) {
+		t.Error("Apply returned only when all ten were gone")
+	}
 	apply(t, l, all)
 	for _, one := range links {
 		checkHostEnd(t, one)
 	}
 	settled(t, l, all)
+	kept, others := links[5], slices.Delete(slices.Clone(links), 5, 6)
+	index := get(t, kept.Name).Attrs().Index
+	apply(t, l, host(nil))
+	apply(t, l, host(links[5:6]))
+	within(t, "all links but one gone", func() bool {
+		return !slices.ContainsFunc(others, func(l plan.Link) bool { return present(l.Name) })
+	})
+	settled(t, l, host(links[5:6]))
+	if now := get(t, kept.Name).Attrs().Index; now != index {
+		t.Errorf("the one whose removal was taken back is device %d, was %d", now, index)
+	}
 	apply(t, l, host(nil))
 	within(t, "all links gone", func() bool { return !slices.ContainsFunc(links, func(l plan.Link) bool { return present(l.Name) }) })
 	settled(t, l, host(nil))
+}
+
+// A container that leaves one network and joins another gets the same interface name again.
+func TestNameOfARemovedInterface(t *testing.T) {
+	if !nstest.Inside(t) {
+		return
+	}
+	l := newLinks(t)
+	started(t, l)
+	b, other := box(t, "one"), box(t, "other")
+	one, two, three := link(1, b), link(2, b), link(3, b)
+	two.IfName, three.IfName = "net0", "net0"
+	var many []plan.Link // removed first
+	for i := range 5 {
+		many = append(many, link(100+i, other))
+	}
+	for range 3 {
+		apply(t, l, host(append([]plan.Link{one, two}, many...)))
+		if _, found := apply(t, l, host([]plan.Link{link(4, b), three})); found.IfNames[4] != "eth0" || found.IfNames[3] != "net0" {
+			t.Errorf("names %v, want eth0 and net0", found.IfNames)
+		}
+		checkEnd(t, three, "net0")
+		apply(t, l, host(nil))
+	}
 }
 
 // Run ends only when what Apply promised to remove is gone.
@@ -905,6 +949,7 @@ func TestFirewallDropsStrangers(t *testing.T) {
 	send(plan.Sandbox{}, "self", "192.0.2.1", 14789)
 	expect(t, tunnel, "192.0.2.2", "self")
 	expect(t, other, "192.0.2.3", "192.0.2.2")
+	settled(t, l, h) // the counter has counted, and is no difference
 }
 
 func listen(t *testing.T, port int) *net.UDPConn {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 
 	"github.com/vishvananda/netlink"
@@ -26,6 +27,7 @@ type removals struct {
 type removal struct {
 	index int
 	name  string
+	peer  int // number of the namespace that its other end is in, as the kernel counts; -1: none
 }
 
 func newRemovals() *removals {
@@ -35,18 +37,14 @@ func newRemovals() *removals {
 }
 
 // add asks for a removal. It reports false if the device is waiting or being removed already.
-func (q *removals) add(index int, name string) bool {
+func (q *removals) add(r removal) bool {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	if q.busy.index == index {
+	known := func(w removal) bool { return w.index == r.index }
+	if known(q.busy) || slices.ContainsFunc(q.waiting, known) {
 		return false
 	}
-	for _, w := range q.waiting {
-		if w.index == index {
-			return false
-		}
-	}
-	q.waiting = append(q.waiting, removal{index, name})
+	q.waiting = append(q.waiting, r)
 	q.changed.Broadcast()
 	return true
 }
@@ -86,6 +84,24 @@ func (q *removals) drain() error {
 		errs = append(errs, q.one())
 	}
 	return errors.Join(errs...)
+}
+
+// clear returns when nothing is left to remove that has its other end in a namespace, and so perhaps
+// a name that is wanted there. Others wait meanwhile.
+func (q *removals) clear(peer int) error {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	var errs []error
+	for {
+		i := slices.IndexFunc(q.waiting, func(w removal) bool { return w.peer == peer })
+		if i < 0 && (q.busy.index == 0 || q.busy.peer != peer) {
+			return errors.Join(errs...)
+		}
+		if i > 0 {
+			q.waiting[0], q.waiting[i] = q.waiting[i], q.waiting[0]
+		}
+		errs = append(errs, q.one())
+	}
 }
 
 // run removes what is added until ctx ends, and then what is left. It tells what failed.

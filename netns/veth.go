@@ -89,7 +89,7 @@ func (r *round) hostEnd(l plan.Link, ns *os.File) (netlink.Link, error) {
 		return nil, err
 	}
 	r.did("add", "veth %s", l.Name)
-	return made, nil
+	return made, r.removals.clear(made.Attrs().NetNsID)
 }
 
 // finish makes both ends of pairs as planned, the container's first: when the host's end is up,
@@ -234,7 +234,7 @@ func (in *inside) end(p pair) (string, error) {
 // namespace. It bears the alias, or still the name it was made with.
 func (in *inside) find(p pair) (netlink.Link, error) {
 	link, ok := in.links[p.host.Attrs().ParentIndex]
-	if !ok || link.Type() != "veth" || link.Attrs().ParentIndex != p.host.Attrs().Index {
+	if !ok || link.Type() != "veth" {
 		return nil, errBroken
 	}
 	if a := link.Attrs(); a.Alias != aliasContainer+p.Endpoint.String() && a.Name != p.Name {
