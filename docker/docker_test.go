@@ -142,6 +142,7 @@ func model() *daemon {
 		{id: id("bb33"), name: "host", mode: "host", running: true, pid: 300},
 		{id: id("cc44"), name: "side", mode: "container:" + id("aa11"), running: true, pid: 400},
 		{id: id("dd55"), name: "aa", mode: "default", running: true},
+		{id: id("ee66"), name: "old", mode: "default", pid: 600},
 	}}
 }
 
@@ -202,6 +203,7 @@ func TestPID(t *testing.T) {
 		{"bb33", 300, true, true, ""},
 		{"cc44", 400, true, false, id("aa11")},
 		{"dd55", 0, false, false, ""}, // running, but between two processes
+		{"ee66", 0, false, false, ""}, // the process that it had
 	}
 	for _, tt := range tests {
 		pid, running, host, shared, err := c.PID(t.Context(), id(tt.id))
