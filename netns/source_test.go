@@ -210,7 +210,7 @@ func TestInterfaces(t *testing.T) {
 		"ip link add vethd type veth peer name inside", "ip link set vethd master docker0",
 		"ip link add mc-0000000001 group 1835365224 type veth peer name m1",
 		"ip link add mv-0000000001 type vxlan id 1 dstport 14789", "ip link set mv-0000000001 alias meshnet:network=0000000000000001",
-		"ip tuntap add meshnet mode tap",
+		"ip link add meshnet type bridge",
 	} {
 		run(t, plan.Sandbox{}, strings.Fields(cmd)...)
 	}
@@ -227,7 +227,7 @@ func TestInterfaces(t *testing.T) {
 		last = l.Index
 		by[l.Name] = l
 	}
-	kinds := map[string]string{"lo": "", "near": "veth", "second": "bridge", "mv-0000000001": "vxlan", "meshnet": "tun"}
+	kinds := map[string]string{"lo": "", "near": "veth", "second": "bridge", "mv-0000000001": "vxlan"}
 	for name, kind := range kinds {
 		if by[name].Kind != kind {
 			t.Errorf("%s has kind %q, want %q", name, by[name].Kind, kind)

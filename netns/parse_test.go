@@ -1,6 +1,20 @@
 package netns
 
-import "testing"
+import (
+	"testing"
+
+	"github.com/vishvananda/netlink"
+)
+
+func TestKindOf(t *testing.T) {
+	for want, link := range map[string]netlink.Link{
+		"": &netlink.Device{}, "tun": &netlink.Tuntap{}, "openvswitch": &netlink.GenericLink{LinkType: "openvswitch"},
+	} {
+		if got := kindOf(link); got != want {
+			t.Errorf("kindOf(%T) = %q, want %q", link, got, want)
+		}
+	}
+}
 
 func TestParseStart(t *testing.T) {
 	rest := " S 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 4711 20 21"
