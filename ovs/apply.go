@@ -60,6 +60,9 @@ func (a *apply) run(ctx context.Context) {
 		a.flows(ctx)
 	}
 	a.judge(want)
+	if a.plan.Transport == state.OVSUserspace {
+		a.warm(ctx)
+	}
 }
 
 // check refuses a bridge of our name that somebody else made.

@@ -61,6 +61,7 @@ type Switch struct {
 	last     *plan.Host // as given to the last Apply
 	compiled compiled
 	retries  map[string]retry // by name of a port that failed
+	warmth   warmth
 
 	mu   sync.Mutex
 	db   *database     // nil: not connected

@@ -2,7 +2,7 @@
 //
 // It speaks OpenFlow 1.4 (wire version 5) as Open vSwitch 2.8 and later do without being asked: hello, echo,
 // features, barrier, error, flow modification, bundle and flow statistics, the last two being all it takes to
-// write a flow table in one piece and to read it back. 1.4 and not 1.5, because Open vSwitch changed what it
+// write a flow table in one piece and to read it back, and packet-out. 1.4 and not 1.5, because Open vSwitch changed what it
 // says in a flow statistics reply of 1.5 between its releases (a new form of the counters in 2.10, registers in
 // pairs, a packet type in the match), and that reply is what we compare our flows with; nothing of 1.5 is needed.
 // [Append] and [Decode] are the whole of it. A match or an action is one of the closed set of package flow. What

@@ -26,6 +26,7 @@ const (
 	TypeEchoReply        Type = 3
 	TypeFeaturesRequest  Type = 5
 	TypeFeaturesReply    Type = 6
+	TypePacketOut        Type = 13
 	TypeFlowMod          Type = 14
 	TypeMultipartRequest Type = 18
 	TypeMultipartReply   Type = 19
@@ -110,6 +111,7 @@ func (BarrierReply) message()     {}
 func (BundleControl) message()    {}
 func (BundleAdd) message()        {}
 func (FlowMod) message()          {}
+func (PacketOut) message()        {}
 func (FlowStatsRequest) message() {}
 func (FlowStatsReply) message()   {}
 func (Other) message()            {}
@@ -175,6 +177,8 @@ func appendBody(b []byte, xid uint32, m Message) ([]byte, error) {
 		return Append(b, xid, m.Mod)
 	case FlowMod:
 		return appendFlowMod(b, m)
+	case PacketOut:
+		return appendPacketOut(b, m)
 	case FlowStatsRequest:
 		return appendFlowStatsRequest(b, m), nil
 	case FlowStatsReply:
@@ -207,6 +211,8 @@ func typeOf(m Message) Type {
 		return TypeBundleAdd
 	case FlowMod:
 		return TypeFlowMod
+	case PacketOut:
+		return TypePacketOut
 	case FlowStatsRequest:
 		return TypeMultipartRequest
 	case FlowStatsReply:
@@ -287,6 +293,8 @@ func decodeBody(h Header, b []byte) (Message, error) {
 		return decodeBundleAdd(r)
 	case TypeFlowMod:
 		return decodeFlowMod(r)
+	case TypePacketOut:
+		return decodePacketOut(r)
 	case TypeMultipartRequest:
 		return decodeFlowStatsRequest(r)
 	case TypeMultipartReply:
@@ -353,6 +361,8 @@ func (t Type) String() string {
 		return "features reply"
 	case TypeFlowMod:
 		return "flow mod"
+	case TypePacketOut:
+		return "packet out"
 	case TypeMultipartRequest:
 		return "multipart request"
 	case TypeMultipartReply:

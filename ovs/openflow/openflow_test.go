@@ -40,7 +40,7 @@ var genMod = rapid.Custom(func(t *rapid.T) FlowMod {
 })
 
 var genMessage = rapid.Custom(func(t *rapid.T) Message {
-	switch rapid.IntRange(0, 12).Draw(t, "kind") {
+	switch rapid.IntRange(0, 13).Draw(t, "kind") {
 	case 0:
 		return Hello{Versions: rapid.Uint32().Draw(t, "versions")}
 	case 1:
@@ -69,6 +69,14 @@ var genMessage = rapid.Custom(func(t *rapid.T) Message {
 		return BundleAdd{ID: rapid.Uint32().Draw(t, "id"), Mod: genMod.Draw(t, "mod")}
 	case 10:
 		return genMod.Draw(t, "mod")
+	case 12:
+		m := PacketOut{Data: genData(t)}
+		for _, a := range genFlow.Draw(t, "flow").Actions {
+			if _, next := a.(flow.Goto); !next {
+				m.Actions = append(m.Actions, a)
+			}
+		}
+		return m
 	case 11:
 		return FlowStatsRequest{Cookie: rapid.Uint64().Draw(t, "cookie"), CookieMask: rapid.Uint64().Draw(t, "mask")}
 	}
