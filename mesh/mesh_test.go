@@ -506,7 +506,9 @@ func TestLostLog(t *testing.T) {
 		l.start(1)
 		l.await("formed", 40*time.Second, l.converged)
 		nw, _ := l.nodes[1].View().ByName("default")
-		l.nodes[1].do(t, attach(nw.ID, "c1"))
+		for k := range 10 { // more than the node writes by itself before it meets anybody
+			l.nodes[1].do(t, attach(nw.ID, fmt.Sprint("c", k)))
+		}
 		l.await("attached", 5*time.Second, l.converged)
 		l.stop(1)
 		must(t, os.WriteFile(path, old, 0o600)) // rolled back, and it verifies

@@ -70,6 +70,8 @@ type Node struct {
 	ipamNext time.Duration
 	window   time.Duration // when the discovery window ends
 	settled  bool
+	doubtful bool          // the log may be an older copy: no member has been compared with yet
+	trustAt  time.Duration // when it is trusted without; 0: nobody met yet
 	renews   []time.Duration
 	twin     bool // two hosts write under our id
 	rewant   time.Duration
@@ -125,6 +127,8 @@ func New(c Config) (*Node, error) {
 		wants:  map[state.EndpointID]*want{},
 		acks:   newAcks(),
 		asking: map[uint64]*question{},
+
+		doubtful: s.resumed,
 	}
 	n.store.ipam = nil // the machine has it
 	n.view = n.doc.View()
@@ -270,6 +274,11 @@ func (n *Node) receive(b []byte) {
 		n.act(n.gossip.Step(n.now(), gossip.Packet{From: from, Body: body}))
 		n.checkEpoch()
 	case chanIPAM:
+		// What it holds may be an older copy, which others' heads show in a moment: until then
+		// nothing is promised on its strength. Who asks asks again.
+		if n.doubtful && (n.trustAt == 0 || n.now() < n.trustAt) {
+			return
+		}
 		n.step(ipam.Msg{From: from, Body: body})
 	case chanAck:
 		n.onAck(from, body)
@@ -288,6 +297,9 @@ func (n *Node) receive(b []byte) {
 func (n *Node) meet() {
 	was := n.alive
 	n.alive = n.members.alive()
+	if n.trustAt == 0 && len(n.alive) > 0 {
+		n.trustAt = n.now() + discoveryWindow
+	}
 	n.act(n.gossip.Step(n.now(), gossip.Members{Alive: n.alive}))
 	n.step(ipam.Members{Alive: n.alive})
 	n.checkWaiters()
@@ -314,6 +326,7 @@ func (n *Node) act(as []gossip.Action) {
 		case gossip.Stream:
 			n.send(a.To, frame(chanGossip, n.self, a.Body))
 		case gossip.Agreed:
+			n.doubtful = false
 			if !n.settled {
 				n.settle()
 			}
@@ -487,6 +500,7 @@ func (n *Node) checkEpoch() {
 	n.store.boot.Epoch, n.store.boot.Actor = epoch, actor
 	n.records = append(n.records, bootRecord(n.store.boot))
 	n.members.epoch.Store(uint32(epoch))
+	n.doubtful = false
 	n.tell(n.doc.Renew(epoch, actor))
 	n.stale = true
 	n.introduce()

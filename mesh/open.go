@@ -28,6 +28,8 @@ type stored struct {
 	who    identity
 	boot   boot
 	copied bool // from another machine
+	// resumed: it goes on in the epoch of the log.
+	resumed bool
 }
 
 // openState reads the state directory and begins a new log there. Where this node may have told
@@ -73,6 +75,8 @@ func openState(c *Config) (s *stored, err error) {
 		}
 	} else if err := s.enter(c.StateDir, last.Epoch); err != nil {
 		return nil, err
+	} else {
+		s.resumed = !fresh
 	}
 	s.log, err = createLog(path, s.records(kept))
 	return s, err

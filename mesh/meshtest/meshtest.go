@@ -176,26 +176,30 @@ func (h *Host) DialAddressTimeout(to memberlist.Address, timeout time.Duration) 
 		return nil, fmt.Errorf("dial %s: timeout", to.Addr)
 	}
 	ours, theirs := net.Pipe()
-	select {
-	case peer.streams <- theirs:
-		return h.net.track(ours, h.addr.Addr(), peer.addr.Addr()), nil
-	case <-peer.done:
-		return nil, net.ErrClosed
-	default:
-		return nil, fmt.Errorf("dial %s: queue full", to.Addr)
+	h.net.mu.Lock()
+	defer h.net.mu.Unlock()
+	if h.net.hosts[peer.addr] != peer || len(peer.streams) == queueLen {
+		return nil, fmt.Errorf("dial %s: refused", to.Addr)
 	}
+	peer.streams <- theirs // only ever sent to with the lock held, so there is room
+	p := &pipe{Conn: ours, net: h.net, from: h.addr.Addr(), to: peer.addr.Addr()}
+	h.net.pipes[p] = struct{}{}
+	return p, nil
 }
 
 // StreamCh delivers streams.
 func (h *Host) StreamCh() <-chan net.Conn { return h.streams }
 
-// Shutdown takes the host off the network.
+// Shutdown takes the host off the network. Streams that nobody took break, as they wait for a reader.
 func (h *Host) Shutdown() error {
 	h.once.Do(func() {
 		h.net.mu.Lock()
 		defer h.net.mu.Unlock()
 		delete(h.net.hosts, h.addr)
 		close(h.done)
+		for len(h.streams) > 0 {
+			(<-h.streams).Close()
+		}
 	})
 	return nil
 }
@@ -205,14 +209,6 @@ type pipe struct {
 	net.Conn
 	net      *Network
 	from, to netip.Addr
-}
-
-func (n *Network) track(c net.Conn, from, to netip.Addr) *pipe {
-	p := &pipe{Conn: c, net: n, from: from, to: to}
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	n.pipes[p] = struct{}{}
-	return p
 }
 
 // Close ends the stream.
