@@ -210,7 +210,7 @@ func (m *Machine) despair(n *network, hope bool) (error, time.Duration) {
 	var away []state.NodeID
 	var free int64
 	for _, o := range m.owners(n) {
-		if o.free > 0 && (hope || !m.answers(o.node)) {
+		if o.free > 0 && !slices.Contains(n.ask.refused, o.node) && (hope || !m.answers(o.node)) {
 			away = append(away, o.node)
 			free += o.free
 		}

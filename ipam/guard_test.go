@@ -258,6 +258,7 @@ func rigOfDefault(t *testing.T, first bool) *rig {
 
 func TestRootOfDefault(t *testing.T) {
 	r := rigOfDefault(t, true)
+	r.step(Founded{r.net, 5}) // as every node says
 	if r.m.nets[r.net].known {
 		t.Fatal("a root before the discovery window is over")
 	}
@@ -445,6 +446,11 @@ func TestOfferHasNoAllocation(t *testing.T) {
 	if _, ok := r.m.nets[r.net].allocation(b.Prefix.Addr()); ok {
 		t.Fatal("offered an address in use")
 	}
+	for _, rest := range r.m.nets[r.net].blocks {
+		if rest.Prefix != b.Prefix && (rest.Ver != b.Ver || rest.Kind != state.Own) {
+			t.Fatal("divided without a new version", rest)
+		}
+	}
 	if a, ok := r.want(9, "c9", ""); ok && a.Err == nil {
 		t.Fatal("allocated what was offered", a.Addr)
 	}
@@ -466,6 +472,56 @@ func TestOfferAtMostHalf(t *testing.T) {
 	got, _ := r.sent(msgGive)
 	if len(got) != 1 || got[0].block.Prefix.Bits() != 26 {
 		t.Fatal(got) // of 253 half is 127: 64
+	}
+	r = newRig(t, 1, "blue", "10.7.0.0/24", 2)
+	r.say(2, r.own("10.7.0.0/28", rootOf2, 2), r.offer(2, "10.7.0.16/28", rootOf2, 2))
+	r.tell(2, ask(24))
+	got, _ = r.sent(msgGive)
+	if len(got) != 1 || got[0].block.Prefix.Bits() != 29 {
+		t.Fatal(got)
+	}
+}
+
+func TestShareDoubles(t *testing.T) {
+	r := newRig(t, 3, "blue", "10.7.0.0/16", 2)
+	n := r.m.nets[r.net]
+	for _, c := range []struct {
+		offer string
+		want  uint8
+	}{{"", 26}, {"10.7.1.0/26", 25}, {"10.7.2.0/26", 24}, {"10.7.3.0/25", 23}} {
+		if c.offer != "" {
+			r.say(2, r.own("10.7.0.0/28", rootOf2, 2), r.offer(2, c.offer, rootOf2, 2))
+		}
+		if got := r.m.share(n); got != c.want {
+			t.Errorf("after %q asks for a /%d, want /%d", c.offer, got, c.want)
+		}
+	}
+	r = newRig(t, 3, "blue", "10.7.0.0/29", 2)
+	if got := r.m.share(r.m.nets[r.net]); got != 32 {
+		t.Errorf("asks for a /%d of a /29", got)
+	}
+}
+
+// The log begins with the first step, synced: an offer to this epoch is then known to be to this log.
+func TestLogBegins(t *testing.T) {
+	m := New(Config{Self: self, Epoch: 3})
+	eff := m.Step(1, Tick{})
+	if len(eff.Log) != 1 || !eff.Sync {
+		t.Fatal(eff)
+	}
+	m = New(Config{Self: self, Epoch: 4, Records: eff.Log})
+	if eff := m.Step(1, Tick{}); len(eff.Log) != 0 || m.born != 3 {
+		t.Fatal(eff, m.born)
+	}
+}
+
+func TestGiveUp(t *testing.T) {
+	r := newRig(t, 1, "blue", "10.7.0.0/24", 2)
+	r.waits(1)
+	r.step(GiveUp{1})
+	r.now += time.Minute
+	if done := r.step(Tick{}).Done; len(done) != 0 {
+		t.Fatal(done)
 	}
 }
 

@@ -98,8 +98,8 @@ type Members struct{ Alive []state.NodeID }
 // Settled tells that the discovery window is over: roots may be taken.
 type Settled struct{ At int64 }
 
-// Founded tells that a network was created on this node: it is the network's first owner. Not for
-// networks that every node makes by itself, which are called [Default].
+// Founded tells that a network was created on this node: it is the network's first owner. Of a network
+// that every node makes by itself, which is called [Default], that says nothing.
 type Founded struct {
 	Network state.NetworkID
 	At      int64
@@ -110,9 +110,6 @@ type Msg struct {
 	From state.NodeID
 	Body []byte // not kept
 }
-
-// Stored tells that the log up to Mark is synced.
-type Stored struct{ Mark uint64 }
 
 // Tick lets time pass; wanted at least at [Effects.Next].
 type Tick struct{}
@@ -125,7 +122,6 @@ func (Members) event() {}
 func (Settled) event() {}
 func (Founded) event() {}
 func (Msg) event()     {}
-func (Stored) event()  {}
 func (Tick) event()    {}
 
 // Effects is what a step asks for. Log is written before Changes, or in one piece with them, and

@@ -62,7 +62,8 @@ func (m *Machine) takeRoot(n *network) {
 		n.founded, n.race = false, race{}
 		return
 	}
-	if n.founded {
+	all := n.view.Def.Name == Default
+	if n.founded && !all {
 		m.root(n, n.foundedAt)
 		return
 	}
@@ -71,7 +72,7 @@ func (m *Machine) takeRoot(n *network) {
 	}
 	// A crash between the creation and the root leaves a network that only its creator can help.
 	mine := n.view.Created.Creator == m.self
-	if n.view.Def.Name == Default {
+	if all {
 		mine = m.first(n)
 	}
 	if mine {
