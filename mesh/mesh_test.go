@@ -216,6 +216,27 @@ func TestFormAndHeal(t *testing.T) {
 	}
 }
 
+// TestHealByState: nodes that nobody named as seeds are found again because the state names them.
+func TestHealByState(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLab(t)
+		defer l.end()
+		l.edit = func(i int, c *Config) { c.Join = []string{addr(0).String()} }
+		for i := range 4 {
+			l.start(i)
+		}
+		l.await("formed", 10*time.Second, l.converged)
+		l.stop(3)
+		l.edit = func(i int, c *Config) { c.Join = nil }
+		l.start(3)
+		l.await("back without seeds", 10*time.Second, l.converged)
+		l.net.Split([]netip.Addr{addr(3)})
+		time.Sleep(3 * time.Minute)
+		l.net.Heal()
+		l.await("healed", 30*time.Second, l.converged)
+	})
+}
+
 // TestDefaultIsOne: ten nodes that start at once make one network default, and without a peer a node
 // does not wait for ever.
 func TestDefaultIsOne(t *testing.T) {
@@ -455,9 +476,21 @@ func TestRestart(t *testing.T) {
 			t.Errorf("epoch %d, digest %x; want %d, %x", h.store.epoch, h.View().Digest(), epoch+1, digest)
 		}
 		l.await("converged again", 40*time.Second, l.converged)
-		if more := h.do(t, attach(web, "c9")); more.Addr == outs[1].Addr {
+		more := h.do(t, attach(web, "c9"))
+		if more.Addr == outs[1].Addr {
 			t.Error("an address was given twice")
 		}
+		h.do(t, state.Detach{ID: more.Endpoint})
+		l.stop(1)
+		h = l.start(1)
+		time.Sleep(5 * time.Second)
+		if _, ok := h.View().Endpoint(more.Endpoint); ok || len(h.Wishes()) != 1 {
+			t.Error("what was detached is back")
+		}
+		time.Sleep(time.Minute) // the address rests
+		w := attach(web, "c10")
+		w.Addr = more.Addr
+		h.do(t, w)
 	})
 }
 
