@@ -436,6 +436,39 @@ func TestPath(t *testing.T) {
 	})
 }
 
+// TestInode: the kernel gives the inode of a namespace that is gone to the next one; that does not
+// make the next container the one before. One namespace under two names is one container.
+func TestInode(t *testing.T) {
+	bubble(t, 1, func(ctx context.Context, hosts []*node) {
+		h := hosts[0]
+		h.create(t, ctx, "web", "10.2.0.0/16")
+		attach := func(path string) Attachment {
+			t.Helper()
+			ref := Ref{Name: path, NS: os.Stdin, Source: state.Source{Kind: state.SourcePath, Path: path}}
+			at, _, err := h.Attach(ctx, AttachRequest{Container: ref, Network: "web"})
+			if err != nil {
+				t.Fatal(err)
+			}
+			return at
+		}
+		h.boxes.start("x")
+		x := attach("x")
+		h.boxes.mu.Lock()
+		h.boxes.inode["alias"] = h.boxes.inode["x"]
+		h.boxes.mu.Unlock()
+		if again := attach("alias"); again.Endpoint != x.Endpoint {
+			t.Errorf("one namespace is two containers: %+v", h.PS(false))
+		}
+		h.boxes.mu.Lock()
+		h.boxes.inode["y"] = h.boxes.inode["x"]
+		delete(h.boxes.inode, "x")
+		h.boxes.mu.Unlock()
+		if y := attach("y"); y.Endpoint == x.Endpoint || y.Addr == x.Addr {
+			t.Errorf("two containers are one: %+v", h.PS(false))
+		}
+	})
+}
+
 // TestRestart: a new agent over the same mesh and switch touches nothing, keeps port numbers, and
 // does not cut off containers while Docker does not answer.
 func TestRestart(t *testing.T) {

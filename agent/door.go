@@ -132,7 +132,7 @@ func (a *Agent) Attach(ctx context.Context, r AttachRequest) (Attachment, []stri
 		}
 		defer free()
 	}
-	w, err := a.wish(r, n, source, name, box)
+	w, err := a.wish(ctx, r, n, source, name, box)
 	if err != nil {
 		return Attachment{}, nil, err
 	}
@@ -188,12 +188,12 @@ func (a *Agent) occupy(ctx context.Context, p place) (free func(), err error) {
 
 // wish returns the attachment to ask the mesh for: the one there is, or a new one. A container that
 // has the name of one that is gone is its successor, and takes over what it had.
-func (a *Agent) wish(r AttachRequest, n *state.Network, s state.Source, name string, box plan.Sandbox) (state.Attach, error) {
+func (a *Agent) wish(ctx context.Context, r AttachRequest, n *state.Network, s state.Source, name string, box plan.Sandbox) (state.Attach, error) {
 	now, _ := a.look()
 	for _, old := range a.c.Mesh.Wishes() {
 		switch {
 		case old.Network != n.ID:
-		case same(old.Source, s) || now.sandboxes[old.ID].Inode == box.Inode:
+		case a.same(ctx, old, s, box.Inode):
 			return a.merge(old, r)
 		case old.Container == name && now.gone[old.ID]:
 			old.Source = s
@@ -246,12 +246,19 @@ func sorted(names []string) []string {
 	return slices.Compact(names)
 }
 
-// same reports whether two sources mean one container.
-func same(x, y state.Source) bool {
-	if x.Kind == state.SourceDocker || y.Kind == state.SourceDocker {
-		return x.Kind == y.Kind && x.Docker == y.Docker
+// same reports whether an attachment's container is the one that a source means, whose namespace has
+// an inode. The kernel gives the inode of a namespace that is gone to the next one, so an equal inode
+// counts only if the attachment's own source still leads to it.
+func (a *Agent) same(ctx context.Context, w state.Attach, s state.Source, inode uint64) bool {
+	if w.Source == s {
+		return true
 	}
-	return x.Inode == y.Inode
+	now, _ := a.look()
+	if inode == 0 || now.sandboxes[w.ID].Inode != inode && w.Source.Inode != inode {
+		return false
+	}
+	box, err := a.c.Sandboxes.Open(ctx, w.Source)
+	return err == nil && box.Inode == inode
 }
 
 func mint() state.EndpointID {
@@ -386,7 +393,7 @@ func (a *Agent) attached(ctx context.Context, r Ref) ([]state.Attach, error) {
 	if err != nil {
 		return nil, err
 	}
-	return slices.DeleteFunc(wishes, func(w state.Attach) bool { return !same(w.Source, s) }), nil
+	return slices.DeleteFunc(wishes, func(w state.Attach) bool { return !a.same(ctx, w, s, s.Inode) }), nil
 }
 
 // nodeNames returns the names of nodes, sorted.
