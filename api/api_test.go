@@ -319,6 +319,22 @@ func TestSocket(t *testing.T) {
 	}
 }
 
+// TestSilent: a daemon that has the socket and does not answer is not waited for for ever.
+func TestSilent(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "s")
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	c := &Client{path, 20 * time.Millisecond, 20 * time.Millisecond}
+	_, err = c.Status(context.Background())
+	_, err2 := c.Attach(context.Background(), AttachRequest{}, nil)
+	if !errors.Is(err, ErrNoDaemon) || !errors.Is(err2, ErrNoDaemon) {
+		t.Errorf("silent daemon: %v, %v", err, err2)
+	}
+}
+
 // TestStop ends the daemon, and the answer still arrives.
 func TestStop(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "s")

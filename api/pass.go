@@ -155,7 +155,7 @@ func dial(ctx context.Context, path string, file *os.File) (net.Conn, error) {
 		return nil, fmt.Errorf("%w: %s; be root or in group %s", ErrForbidden, path, Group)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("%w on %s", ErrNoDaemon, path)
+		return nil, fmt.Errorf("%w on %s; start it with meshnet up -d", ErrNoDaemon, path)
 	}
 	if file == nil {
 		return c, nil
