@@ -63,11 +63,21 @@ func container(c *cli.Context) (api.Ref, *os.File, []string, error) {
 		if errors.Is(err, netns.ErrGone) {
 			err = fmt.Errorf("there is nothing at %s; ip netns list shows what there is under /run/netns", c.String("netns"))
 		}
-		return api.Ref{Name: filepath.Base(s.Path), Path: s.Path}, f, args, err
+		return api.Ref{Name: nameOf(s.Path), Path: s.Path}, f, args, err
 	case len(args) == 0:
 		return api.Ref{}, nil, nil, usage(c, "want %s", c.Command.ArgsUsage)
 	}
 	return api.Ref{Name: args[0]}, nil, args[1:], nil
+}
+
+// nameOf returns what people may call the container whose namespace is at a path: pid-7 for
+// /proc/7/ns/net, else the last word.
+func nameOf(path string) string {
+	var pid int
+	if n, err := fmt.Sscanf(path, "/proc/%d/", &pid); n == 1 && err == nil {
+		return fmt.Sprintf("pid-%d", pid)
+	}
+	return filepath.Base(path)
 }
 
 func (t *terminal) attachOne(c *cli.Context) error {
@@ -115,9 +125,6 @@ func (t *terminal) attachOne(c *cli.Context) error {
 
 // askFailed is a failure whose what is known only after the arguments were read.
 func askFailed(what string, err error) error {
-	if errors.Is(err, api.ErrNoDaemon) {
-		err = fmt.Errorf("%w; start it with meshnet up -d", err)
-	}
 	return &failure{What: what, Err: err, Code: exitOf(err)}
 }
 

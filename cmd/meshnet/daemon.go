@@ -13,6 +13,7 @@ import (
 
 	"meshnet/agent"
 	"meshnet/api"
+	"meshnet/docker"
 	"meshnet/mesh"
 	"meshnet/netns"
 	"meshnet/ovs"
@@ -75,8 +76,12 @@ func run(ctx context.Context, o options, log *slog.Logger, parent *os.File) erro
 	if err != nil {
 		return err
 	}
+	dockerd, err := docker.New("")
+	if err != nil {
+		return err
+	}
 	doer, err := agent.New(agent.Config{
-		Mesh: node, Links: links, Switch: bridge, Sandboxes: newContainers(),
+		Mesh: node, Links: links, Switch: bridge, Sandboxes: &containers{dockerd},
 		Choice: h.choice, Underlay: h.underlay, Version: version, Warnings: h.warnings, Log: log,
 	})
 	if err != nil {

@@ -8,7 +8,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
-	"strings"
 	"syscall"
 	"time"
 
@@ -49,10 +48,13 @@ func (t *terminal) detached(c *cli.Context, o options) error {
 		return fmt.Errorf("make pipe: %w", err)
 	}
 	defer in.Close()
-	cmd := exec.Command("/proc/self/exe", slices.DeleteFunc(slices.Clone(t.args[1:]), func(arg string) bool {
+	program, err := os.Executable()
+	if err != nil {
+		return fmt.Errorf("find this program: %w", err)
+	}
+	cmd := exec.Command(program, slices.DeleteFunc(slices.Clone(t.args[1:]), func(arg string) bool {
 		return slices.Contains([]string{"-d", "--d", "--detach", "-detach", "--json", "-json"}, arg)
 	})...)
-	cmd.Args[0] = "meshnet"
 	cmd.Env = append(os.Environ(), readyEnv+"=3")
 	cmd.Dir = "/"
 	cmd.Stdout, cmd.Stderr = log, log
@@ -136,6 +138,3 @@ func tell(to *os.File, r ready) {
 	json.NewEncoder(to).Encode(r)
 	to.Close()
 }
-
-// reason returns the why of an error without the words that up puts before it.
-func reason(err error) string { return strings.TrimPrefix(err.Error(), "up: ") }

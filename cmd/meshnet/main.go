@@ -249,9 +249,6 @@ func verb(least, most int, what func(*cli.Context) string, f func(*cli.Context) 
 		if failed := (&failure{}); err == nil || errors.As(err, &failed) {
 			return err
 		}
-		if errors.Is(err, api.ErrNoDaemon) {
-			err = fmt.Errorf("%w; start it with meshnet up -d", err)
-		}
 		return &failure{What: what(c), Err: err, Code: exitOf(err)}
 	}
 }
