@@ -364,8 +364,16 @@ func TestBack(t *testing.T) {
 		h.boxes.stop("c1")
 		h.links.drift <- struct{}{}
 		time.Sleep(time.Second)
+		h.create(t, ctx, "db", "10.3.0.0/16")
+		h.put(t, ctx, "c1", "db")
+		if ps := h.PS(false); ps[0].State != Ready || ps[1].State != Ready {
+			t.Errorf("back on one network only: %+v", ps)
+		}
+		h.boxes.stop("c1")
+		h.links.drift <- struct{}{}
+		time.Sleep(time.Second)
 		back := h.put(t, ctx, "c1", "web")
-		if back.Endpoint != at.Endpoint || back.Addr != at.Addr || back.State != Ready || len(h.links.links()) != 1 {
+		if back.Endpoint != at.Endpoint || back.Addr != at.Addr || back.State != Ready || len(h.links.links()) != 2 {
 			t.Errorf("back as %+v", back)
 		}
 	})

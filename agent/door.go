@@ -103,7 +103,7 @@ func find(view *state.View, name string) (*state.Network, error) {
 			return n, nil
 		}
 	}
-	return nil, fmt.Errorf("%w: %s; see meshnet network ls", state.ErrNoNetwork, name)
+	return nil, state.Refuse(state.ErrNoNetwork, "there is no network %s; see meshnet network ls", name)
 }
 
 // Attach puts a container on a network and returns when this host has it and, within the wait, the
@@ -120,7 +120,7 @@ func (a *Agent) Attach(ctx context.Context, r AttachRequest) (Attachment, []stri
 	}
 	box, err := a.c.Sandboxes.Open(ctx, source)
 	if errors.Is(err, ErrGone) {
-		return Attachment{}, nil, fmt.Errorf("container %s is not running (%w); start it first", name, err)
+		return Attachment{}, nil, fmt.Errorf("container %s does not run: %w; start it first", name, err)
 	}
 	if err != nil {
 		return Attachment{}, nil, err
@@ -199,7 +199,7 @@ func (a *Agent) wish(ctx context.Context, r AttachRequest, n *state.Network, s s
 			old.Source = s
 			return a.merge(old, r)
 		case old.Container == name:
-			return old, fmt.Errorf("%w: another container named %s is attached to %s; detach it first", ErrRefused, name, n.Name)
+			return old, state.Refuse(ErrRefused, "another container named %s is attached to %s; detach it first", name, n.Name)
 		}
 	}
 	return state.Attach{
@@ -234,7 +234,7 @@ func (a *Agent) merge(w state.Attach, r AttachRequest) (state.Attach, error) {
 		differ = "interface " + ifName
 	}
 	if differ != "" {
-		return w, fmt.Errorf("%w: it is attached already with %s; detach it first", ErrRefused, differ)
+		return w, state.Refuse(ErrRefused, "it is attached already with %s; detach it first", differ)
 	}
 	w.Names = sorted(append(slices.Clone(w.Names), r.Names...))
 	return w, nil
@@ -277,7 +277,7 @@ func (a *Agent) carryOut(ctx context.Context, w state.Attach, box plan.Sandbox) 
 		a.undo(ctx, w.ID) // it may be there for all we know
 		return 0, err
 	}
-	err = a.host(ctx, out.Version, a.lookUp(out.Endpoint, box))
+	err = a.host(ctx, out.Version, a.lookUp(w.Source, box))
 	if now, _ := a.look(); err == nil && now.gone[out.Endpoint] {
 		err = fmt.Errorf("container %s stopped meanwhile; start it first", w.Container)
 	}
@@ -287,18 +287,21 @@ func (a *Agent) carryOut(ctx context.Context, w state.Attach, box plan.Sandbox) 
 	return out.Endpoint, err
 }
 
-// lookUp has the loop look up an endpoint's sandbox if what it saw is not what is there now, and
-// returns the ticket that it answers when it has.
-func (a *Agent) lookUp(id state.EndpointID, box plan.Sandbox) (ticket uint64) {
+// lookUp has the loop look up the container's sandbox again on all networks where what it saw is not
+// what is there now. It returns the ticket that the loop answers when it has; 0: no need.
+func (a *Agent) lookUp(s state.Source, box plan.Sandbox) (ticket uint64) {
+	wishes := a.c.Mesh.Wishes()
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	known, there := a.seen.sandboxes[id]
-	if !a.seen.gone[id] && (!there || known.Inode == box.Inode) {
-		return 0
+	for _, w := range wishes {
+		known, there := a.seen.sandboxes[w.ID]
+		if w.Source == s && (a.seen.gone[w.ID] || there && known.Inode != box.Inode) {
+			a.suspects = append(a.suspects, w.ID)
+			ticket = a.tickets + 1
+		}
 	}
-	a.suspects = append(a.suspects, id)
-	a.tickets++
-	return a.tickets
+	a.tickets = max(a.tickets, ticket)
+	return ticket
 }
 
 // host waits until this host equals a version of the state and the loop has answered a ticket.
@@ -383,7 +386,7 @@ func (a *Agent) attached(ctx context.Context, r Ref) ([]state.Attach, error) {
 			return slices.DeleteFunc(named, func(w state.Attach) bool { return w.Container != r.Name }), nil
 		}
 		if len(owners) > 1 {
-			return nil, fmt.Errorf("%w: %q is the beginning of several container ids; give more of it", ErrRefused, r.Name)
+			return nil, state.Refuse(ErrRefused, "%s is the beginning of several container ids; give more of it", r.Name)
 		}
 		if len(named) > 0 {
 			return named, nil
