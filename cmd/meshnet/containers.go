@@ -31,8 +31,8 @@ func (c *containers) Resolve(ctx context.Context, name string) (state.Source, st
 			return state.Source{}, "", err
 		}
 		if hostNet {
-			return state.Source{}, "", fmt.Errorf("%w: container %s has the host's network; start it without --network host",
-				agent.ErrRefused, shown)
+			return state.Source{}, "", state.Refuse(agent.ErrRefused,
+				"container %s has the host's network; start it without --network host", shown)
 		}
 		return state.Source{Kind: state.SourceDocker, Docker: id}, shown, nil
 	}
@@ -76,7 +76,7 @@ func (c *containers) openDocker(ctx context.Context, id string) (plan.Sandbox, e
 		return plan.Sandbox{}, err
 	}
 	if !running {
-		return plan.Sandbox{}, state.Refuse(agent.ErrGone, "Docker says that it does not run")
+		return plan.Sandbox{}, state.Refuse(agent.ErrGone, "Docker says that it is stopped")
 	}
 	f, source, err := netns.FromPID(pid)
 	if err != nil {

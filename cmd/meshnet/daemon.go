@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"slices"
 	"syscall"
 
@@ -36,11 +37,36 @@ type host struct {
 // daemon runs this node until ctx ends. Who waits for it to be ready is told, also of a failure.
 func daemon(ctx context.Context, o options, logTo io.Writer) error {
 	parent := notifier()
-	err := run(ctx, o, newLog(o, logTo), parent)
+	err := o.settle(parent != nil)
+	if err == nil {
+		err = run(ctx, o, newLog(o, logTo), parent)
+	}
 	if err != nil {
 		tell(parent, ready{Error: err.Error()})
 	}
 	return err
+}
+
+// settle makes paths absolute. One that is detached then leaves the directory it was started in, so
+// that nobody is kept from unmounting it.
+func (o *options) settle(detached bool) error {
+	for _, path := range []*string{&o.keyFile, &o.stateDir, &o.runDir, &o.socket} {
+		if *path == "" {
+			continue
+		}
+		whole, err := filepath.Abs(*path)
+		if err != nil {
+			return fmt.Errorf("find %s: %w", *path, err)
+		}
+		*path = whole
+	}
+	if !detached {
+		return nil
+	}
+	if err := os.Chdir("/"); err != nil {
+		return fmt.Errorf("leave directory: %w", err)
+	}
+	return nil
 }
 
 func newLog(o options, to io.Writer) *slog.Logger {

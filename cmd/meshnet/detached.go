@@ -56,7 +56,6 @@ func (t *terminal) detached(c *cli.Context, o options) error {
 		return slices.Contains([]string{"-d", "--d", "--detach", "-detach", "--json", "-json"}, arg)
 	})...)
 	cmd.Env = append(os.Environ(), readyEnv+"=3")
-	cmd.Dir = "/"
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.ExtraFiles = []*os.File{out}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}

@@ -1,0 +1,118 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"strings"
+	"syscall"
+	"testing"
+
+	"meshnet/agent"
+	"meshnet/docker"
+	"meshnet/state"
+)
+
+// dockerd is a model of Docker: containers by name, with their first process; zero: stopped.
+type dockerd struct {
+	pids    map[string]int
+	hostNet string
+	fail    error
+}
+
+func (d dockerd) Find(_ context.Context, ref string) (id, name string, found bool, err error) {
+	if d.fail != nil {
+		return "", "", false, d.fail
+	}
+	if _, ok := d.pids[ref]; ok {
+		return "id-of-" + ref, ref, true, nil
+	}
+	return "", "", false, nil
+}
+
+func (d dockerd) PID(_ context.Context, id string) (pid int, running, hostNet bool, sharedWith string, err error) {
+	name := strings.TrimPrefix(id, "id-of-")
+	pid, ok := d.pids[name]
+	if !ok {
+		err = state.Refuse(state.ErrNoContainer, "container %s was removed", name)
+	}
+	return pid, pid > 0, name == d.hostNet, "", errors.Join(err, d.fail)
+}
+
+// process starts a program in a network namespace of its own, which ends with the test.
+func process(t *testing.T) int {
+	t.Helper()
+	cmd := exec.Command("sleep", "100")
+	cmd.SysProcAttr = &syscall.SysProcAttr{
+		Cloneflags:  syscall.CLONE_NEWUSER | syscall.CLONE_NEWNET,
+		UidMappings: []syscall.SysProcIDMap{{HostID: os.Getuid(), Size: 1}},
+		Pdeathsig:   syscall.SIGKILL,
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		cmd.Process.Kill()
+		cmd.Wait()
+	})
+	return cmd.Process.Pid
+}
+
+func TestContainers(t *testing.T) {
+	ctx := context.Background()
+	pid := process(t)
+	d := dockerd{pids: map[string]int{"web": pid, "stopped": 0, "bare": os.Getpid(), "host": 1}, hostNet: "host"}
+	c := &containers{d}
+	s, name, err := c.Resolve(ctx, "web")
+	if err != nil || name != "web" || s != (state.Source{Kind: state.SourceDocker, Docker: "id-of-web"}) {
+		t.Errorf("resolve web: %+v %s %v", s, name, err)
+	}
+	info, err := os.Stat(fmt.Sprintf("/proc/%d/ns/net", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	box, err := c.Open(ctx, s)
+	if err != nil || box.Inode != info.Sys().(*syscall.Stat_t).Ino || box.Path != fmt.Sprintf("/proc/%d/ns/net", pid) {
+		t.Errorf("open web: %+v %v", box, err)
+	}
+	for _, test := range []struct {
+		name string
+		is   error
+	}{{"host", agent.ErrRefused}, {"nobody-of-that-name", state.ErrNoContainer}} {
+		if _, _, err := c.Resolve(ctx, test.name); !errors.Is(err, test.is) {
+			t.Errorf("resolve %s: %v", test.name, err)
+		}
+	}
+	if s, _, err = c.Resolve(ctx, "stopped"); err != nil {
+		t.Errorf("resolve a stopped container: %v", err)
+	}
+	for _, s := range []state.Source{s, {Kind: state.SourceDocker, Docker: "id-of-removed"}, {Kind: state.SourcePath, Path: "/nowhere", Inode: 7}} {
+		if _, err := c.Open(ctx, s); !errors.Is(err, agent.ErrGone) {
+			t.Errorf("open %+v: %v", s, err)
+		}
+	}
+	if _, err := c.Open(ctx, state.Source{Kind: state.SourceDocker, Docker: "id-of-bare"}); err == nil || errors.Is(err, agent.ErrGone) {
+		t.Errorf("open the host's own network: %v", err)
+	}
+}
+
+// TestContainersFaults: what Docker cannot say must not look like a container that is gone.
+func TestContainersFaults(t *testing.T) {
+	ctx := context.Background()
+	hung := errors.New("no answer within 5s")
+	for _, test := range []struct {
+		fail, resolve error
+	}{
+		{docker.ErrNoDocker, state.ErrNoContainer}, {hung, hung}, {state.Refuse(state.ErrInvalid, "ambiguous"), state.ErrInvalid},
+	} {
+		c := &containers{dockerd{pids: map[string]int{"web": 1}, fail: test.fail}}
+		if _, _, err := c.Resolve(ctx, "nobody-of-that-name"); !errors.Is(err, test.resolve) {
+			t.Errorf("resolve while %v: %v", test.fail, err)
+		}
+		if _, err := c.Open(ctx, state.Source{Kind: state.SourceDocker, Docker: "id-of-web"}); err == nil || errors.Is(err, agent.ErrGone) {
+			t.Errorf("open while %v: %v", test.fail, err)
+		}
+	}
+}
