@@ -31,12 +31,20 @@ type door struct {
 	fail   error
 }
 
+func (d *door) setFail(err error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.fail = err
+}
+
 func (d *door) Status(context.Context) agent.Status { return agent.Status{} }
 func (d *door) Nodes() []agent.Node                 { return nil }
 func (d *door) Networks() []agent.Network           { return nil }
 func (d *door) PS(bool) []agent.Attachment          { return nil }
 
 func (d *door) Inspect(name string) (agent.Network, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
 	return agent.Network{Network: &state.Network{Name: name}}, d.fail
 }
 
@@ -267,7 +275,7 @@ func TestCodes(t *testing.T) {
 		{state.ErrNoContainer, NotFound}, {state.ErrNetworkInUse, InUse}, {state.ErrOverlap, InUse}, {state.ErrAddressInUse, InUse},
 		{agent.ErrRefused, Refused}, {agent.ErrLate, Late}, {errors.New("disk full"), Failed},
 	} {
-		d.fail = test.err
+		d.setFail(test.err)
 		_, err := c.Inspect(context.Background(), "a/b c")
 		_, err2 := c.Attach(context.Background(), AttachRequest{Container: Ref{Name: "c1"}}, nil)
 		for _, err := range []error{err, err2} {
@@ -276,7 +284,7 @@ func TestCodes(t *testing.T) {
 			}
 		}
 	}
-	d.fail = nil
+	d.setFail(nil)
 	if n, err := c.Inspect(context.Background(), "a/b c~1"); err != nil || n.Name != "a/b c~1" {
 		t.Errorf("name arrives as %q %v", n.Name, err)
 	}
