@@ -22,7 +22,7 @@ type Mesh interface {
 	// all that this host knew when it was stopped.
 	Watch(context.Context) iter.Seq[*state.View]
 	// Wishes returns the attachments this host was asked for, also after a restart, in the order of
-	// their endpoint ids.
+	// their endpoint ids. The caller must not write to the slice.
 	Wishes() []state.Attach
 	// Applied says that the host equals the view of that version; writers concerned are told.
 	Applied(version uint64)

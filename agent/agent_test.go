@@ -386,6 +386,13 @@ func TestDetach(t *testing.T) {
 		h.create(t, ctx, "web", "10.2.0.0/16")
 		h.create(t, ctx, "db", "10.3.0.0/16")
 		h.create(t, ctx, "log", "10.4.0.0/16")
+		h.boxes.start("c2")
+		h.put(t, ctx, "c2", "web")
+		h.boxes.start("c3")
+		if off, err := h.Detach(ctx, Ref{Name: "c3"}, ""); err != nil || len(off) != 0 || len(h.mesh.Wishes()) != 1 {
+			t.Errorf("detach of what is not attached: %+v %v", off, err)
+		}
+		h.Detach(ctx, Ref{Name: "c2"}, "")
 		for _, n := range []string{"web", "db", "log"} {
 			if _, _, err := h.Attach(ctx, AttachRequest{Container: Ref{Name: "c1"}, Network: n}); err == nil {
 				t.Error("attached a container that does not run")

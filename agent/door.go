@@ -396,7 +396,13 @@ func (a *Agent) attached(ctx context.Context, r Ref) ([]state.Attach, error) {
 	if err != nil {
 		return nil, err
 	}
-	return slices.DeleteFunc(wishes, func(w state.Attach) bool { return !a.same(ctx, w, s, s.Inode) }), nil
+	var same []state.Attach
+	for _, w := range wishes {
+		if a.same(ctx, w, s, s.Inode) {
+			same = append(same, w)
+		}
+	}
+	return same, nil
 }
 
 // nodeNames returns the names of nodes, sorted.

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -36,6 +37,7 @@ type mesh struct {
 	mu      sync.Mutex
 	doc     *state.Doc
 	wishes  map[state.EndpointID]state.Attach
+	given   []state.Attach // what Wishes last returned: shared with all who asked
 	wake    chan struct{}
 	next    byte
 	applied uint64
@@ -137,7 +139,7 @@ func (m *mesh) Do(ctx context.Context, w state.Wish) (state.Outcome, error) {
 		if !there {
 			return m.outcome(state.Outcome{}, nil)
 		}
-		return m.outcome(state.Outcome{}, m.change(state.RemoveEndpoint{ID: w.ID}))
+		return m.outcome(state.Outcome{}, m.change(state.RemoveEndpoint(w)))
 	case state.Report:
 		e, ok := m.View().Endpoint(w.ID)
 		if !ok {
@@ -219,7 +221,11 @@ func (m *mesh) Wishes() []state.Attach {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	list := slices.Collect(maps.Values(m.wishes))
-	slices.SortFunc(list, func(a, b state.Attach) int { return int(a.ID>>1) - int(b.ID>>1) })
+	slices.SortFunc(list, func(a, b state.Attach) int { return cmp.Compare(a.ID, b.ID) })
+	if slices.ContainsFunc(m.given, func(w state.Attach) bool { return w.ID == 0 }) {
+		panic("somebody wrote to the slice of wishes, which is shared")
+	}
+	m.given = list
 	return list
 }
 
