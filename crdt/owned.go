@@ -141,9 +141,10 @@ func (o *Owned) merge(op *Op) bool {
 	return o.apply(l, &kept)
 }
 
-// heard notes that others hold an own seq; zero is none of the epoch.
+// heard notes that others hold an own seq; zero is none of the epoch. What was forgotten raises no
+// doubt: nobody will hold it.
 func (o *Owned) heard(e Epoch, s Seq) {
-	if e < o.epoch || s > numMax {
+	if e < o.epoch || e <= o.gone[o.self] || s > numMax {
 		return
 	}
 	if e == o.epoch {

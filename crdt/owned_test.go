@@ -491,3 +491,23 @@ func TestHostile(t *testing.T) {
 		t.Fatal("nothing ignored")
 	}
 }
+
+// TestJournalOfLateOps: an op that came after one that overwrites it is as dead for who asks as if it
+// had come before.
+func TestJournalOfLateOps(t *testing.T) {
+	w, a, b := NewOwned(1, 1, nil), NewOwned(2, 1, nil), NewOwned(3, 1, nil)
+	k := []byte("k")
+	first, _, third := w.Put(k, []byte("1")), w.Put(k, []byte("2")), w.Put(k, []byte("3"))
+	fourth, _ := w.Remove(k)
+	b.Merge([]Op{first})
+	a.Merge([]Op{third})
+	a.Merge([]Op{first})
+	a.Merge([]Op{fourth})
+	patches, _ := a.Missing(b.Heads(1), 1<<20)
+	for _, p := range patches {
+		b.Patch(p)
+	}
+	if dump(a) != dump(b) {
+		t.Fatalf("%s%s", dump(a), dump(b))
+	}
+}
