@@ -184,7 +184,7 @@ func (m *Machine) press(n *network) {
 		}
 		hope = n.known && m.seek(n, &n.ask, ask, netip.Addr{})
 	}
-	err, patience := m.despair(n, hope)
+	patience, err := m.despair(n, hope)
 	waiting := n.wants[:0]
 	for _, w := range n.wants {
 		switch {
@@ -204,9 +204,8 @@ func (m *Machine) press(n *network) {
 	}
 }
 
-// despair returns the error of a container that waited for any address, and how long it waits
-// before that is what it is told.
-func (m *Machine) despair(n *network, hope bool) (error, time.Duration) {
+// despair returns how long a container waits for any address, and the error that it is then told.
+func (m *Machine) despair(n *network, hope bool) (time.Duration, error) {
 	var away []state.NodeID
 	var free int64
 	for _, o := range m.owners(n) {
@@ -217,23 +216,23 @@ func (m *Machine) despair(n *network, hope bool) (error, time.Duration) {
 	}
 	switch {
 	case n.pending():
-		return state.Refuse(state.ErrNoAddress, "addresses of %s were received and no other node has confirmed it; try again", n.view.Name), answerPatience
+		return answerPatience, state.Refuse(state.ErrNoAddress, "addresses of %s were received and no other node has confirmed it; try again", n.view.Name)
 	case !n.known:
-		return state.Refuse(state.ErrNoAddress, "no owner of the addresses of %s is known, %s would be the first; wait for it, or create the network again",
-			n.view.Name, m.name(n.view.Created.Creator)), answerPatience
+		return answerPatience, state.Refuse(state.ErrNoAddress, "no owner of the addresses of %s is known, %s would be the first; wait for it, or create the network again",
+			n.view.Name, m.name(n.view.Created.Creator))
 	case hope && free > 0:
-		return m.silent(free, away), answerPatience
+		return answerPatience, m.silent(free, away)
 	case free > 0:
-		return m.silent(free, away), viewPatience
+		return viewPatience, m.silent(free, away)
 	}
 	var used uint64
 	for _, u := range m.uses(n) {
 		used += u.count
 	}
 	if used >= n.capacity() {
-		return m.exhausted(n, false), 0
+		return 0, m.exhausted(n, false)
 	}
-	return m.exhausted(n, n.ask.resting || len(n.resting) > 0), viewPatience
+	return viewPatience, m.exhausted(n, n.ask.resting || len(n.resting) > 0)
 }
 
 // ahead asks for addresses before a container needs them.

@@ -77,7 +77,7 @@ func choose(w Wants, f OVSFacts) (Choice, error) {
 		return Choice{}, err
 	}
 	if !f.Installed {
-		return Choice{}, errors.New("Open vSwitch is not installed; apt-get install openvswitch-switch")
+		return Choice{}, errors.New("no Open vSwitch is installed; apt-get install openvswitch-switch")
 	}
 	datapath, why, err := chooseDatapath(w, f)
 	if err != nil {

@@ -88,7 +88,7 @@ func TestChoose(t *testing.T) {
 		{name: "private asked for, underlay on a kernel bridge", w: Wants{OVS: private}, f: with(module, onKernel),
 			want: Choice{Private: true, Datapath: netdev, Transport: c, TSO: true}, why: "--ovs private"},
 
-		{name: "not installed", f: OVSFacts{Module: true}, err: "Open vSwitch is not installed; apt-get install openvswitch-switch"},
+		{name: "not installed", f: OVSFacts{Module: true}, err: "no Open vSwitch is installed; apt-get install openvswitch-switch"},
 		{name: "kernel asked for, no module", w: Wants{Datapath: system}, f: bare, err: "no module openvswitch; "},
 		{name: "private with the kernel's datapath", w: Wants{OVS: private, Datapath: system}, f: with(module), err: "use --ovs host"},
 		{name: "private beside a userspace bridge", w: Wants{OVS: private}, f: with(userspace), err: "use --ovs host"},
