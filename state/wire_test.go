@@ -1,0 +1,320 @@
+package state
+
+import (
+	"bytes"
+	"encoding/hex"
+	"flag"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"reflect"
+	"runtime"
+	"slices"
+	"strings"
+	"testing"
+
+	"pgregory.net/rapid"
+
+	"meshnet/crdt"
+)
+
+var rewrite = flag.Bool("rewrite", false, "write the golden files of the present version")
+
+func addr(s string) netip.Addr     { return netip.MustParseAddr(s) }
+func prefix(s string) netip.Prefix { return netip.MustParsePrefix(s) }
+
+var (
+	sampleDefinition = Definition{
+		Name: "web", Subnet: prefix("10.2.0.0/16"), Gateway: addr("10.2.0.1"), Internal: true,
+		BlockBits: 26, MTU: 1450, Reserve: []Range{{addr("10.2.9.0"), addr("10.2.9.9")}},
+		Labels: []Label{{"team", "a"}, {"x", ""}}, Life: 2,
+	}
+	sampleCreated = Created{Def: sampleDefinition, VNI: 77, Lamport: 3, At: 1700000000, Creator: 0xa1}
+	samples       = map[string]any{
+		"node": Node{
+			Name: "h1", Addr: addr("192.0.2.1"), GossipPort: 17946, TunnelPort: 14789, Encap: Geneve,
+			Transport: KernelVXLAN, MTU: 1500, Version: "0.1",
+		},
+		"node-ipv6": Node{Name: "h1", Addr: addr("2001:db8::1")},
+		"network":   sampleCreated,
+		"endpoint": Endpoint{
+			Network: 5, Container: "c1", Addr: addr("10.2.0.5"), MAC: MACOf(addr("10.2.0.5")), IfName: "eth1",
+			Names: []string{"a", "b"}, Alloc: 9, At: 1700000001, Down: true,
+		},
+		"endpoint-unknown": Endpoint{Network: 5, Container: "c1", unknown: []byte{0xa0, 1, 7, 0xaa, 1, 2, 'h', 'i'}},
+		"use":              Use{Created: sampleCreated},
+		"block-own":        Block{Root: Root{0xa1, 1700000000}, Sealed: true, Ver: 1, Lineage: []NodeID{0xa1, 0xb2}, State: Pending},
+		"block-offer":      Block{Root: Root{0xa1, 1700000000}, Ver: 3, Kind: Offer, To: 0xb2, ToEpoch: 2, Lineage: []NodeID{0xa1}},
+		"kill":             kill{uses: []useAt{{0xa1, 1, 9}, {0xb2, 2, 300}}},
+		"count":            uint32(7),
+		"message-ops": Out{Ops: []crdt.Op{
+			{Node: 0xa1, Epoch: 1, Seq: 9, Closes: []crdt.Seq{2, 5}, Key: []byte("ep/1"), Value: []byte("v"), Ext: []byte{0x40, 1}},
+			{Node: 0xa1, Epoch: 2, Seq: 1, Whole: 3, Key: []byte("node"), Value: []byte{}},
+			{Node: 0xb2, Epoch: 1, Seq: 300, Key: []byte("use/1")},
+		}},
+		"message-patches": Out{Patches: []crdt.Patch{
+			{
+				Node: 0xa1, Epoch: 2, Whole: 4, From: 3, Head: 9, Cloud: []crdt.Span{{From: 11, To: 12}, {From: 20, To: 20}},
+				Ops: []crdt.Op{
+					{Node: 0xa1, Epoch: 2, Whole: 4, Seq: 7, Key: []byte("k"), Value: []byte("v")},
+					{Node: 0xa1, Epoch: 2, Whole: 4, Seq: 12, Key: []byte("m")},
+				},
+				Needs: []crdt.Seq{8}, Dead: []crdt.Seq{1, 3},
+			},
+			{Node: 0xb2, Epoch: 1, From: 3, Head: 900, Listed: true, Live: []crdt.Seq{2}},
+		}},
+		"message-shared": Out{Shared: []crdt.Delta{{
+			Entries: []crdt.Entry{{
+				Dot: crdt.Dot{Actor: 7, N: 3}, Key: []byte("net/1"), Value: []byte("v"), Lamport: 2, Created: 1700000000, Ext: []byte{0x38, 1},
+			}},
+			Seen: []crdt.Seen{{Actor: 7, Spans: []crdt.Span{{From: 1, To: 3}}}, {Actor: 8, Spans: []crdt.Span{{From: 2, To: 2}}}},
+		}}},
+	}
+)
+
+// encodeSample and decodeSample are the encoders and decoders by the name of a sample's file.
+func encodeSample(v any) []byte {
+	switch v := v.(type) {
+	case Node:
+		return v.encode()
+	case Created:
+		return v.encode()
+	case Endpoint:
+		return v.encode()
+	case Use:
+		return v.encode()
+	case Block:
+		return v.encode()
+	case kill:
+		return v.encode()
+	case uint32:
+		return encodeCount(v)
+	case Out:
+		return bytes.Join(Encode(v, 1<<20), nil)
+	}
+	panic("sample of no known type")
+}
+
+func decodeSample(name string, b []byte) (any, error) {
+	kind, _, _ := strings.Cut(name, "-")
+	switch kind {
+	case "node":
+		return decodeNode(b)
+	case "network":
+		return decodeCreated(b)
+	case "endpoint":
+		return decodeEndpoint(b)
+	case "use":
+		return decodeUse(b)
+	case "block":
+		return decodeBlock(b)
+	case "kill":
+		return decodeKill(b)
+	case "count":
+		return decodeCount(b)
+	case "message":
+		return Decode(b)
+	}
+	return nil, fmt.Errorf("sample %s of no known kind", name)
+}
+
+func readHex(t testing.TB, file string) []byte {
+	t.Helper()
+	text, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := hex.DecodeString(strings.Join(strings.Fields(string(text)), ""))
+	if err != nil {
+		t.Fatalf("%s: %v", file, err)
+	}
+	return b
+}
+
+// TestGolden reads the bytes of every version that was ever released and writes them again as they
+// were. Files of released versions never change.
+func TestGolden(t *testing.T) {
+	dir := fmt.Sprintf("testdata/wire/v%d", version)
+	if *rewrite {
+		for name, v := range samples {
+			var text strings.Builder
+			for line := range slices.Chunk(encodeSample(v), 32) {
+				fmt.Fprintf(&text, "%x\n", line)
+			}
+			if err := os.WriteFile(filepath.Join(dir, name+".hex"), []byte(text.String()), 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	files, err := filepath.Glob("testdata/wire/v*/*.hex")
+	if err != nil || len(files) < len(samples) {
+		t.Fatalf("%d files of %d: %v", len(files), len(samples), err)
+	}
+	for _, file := range files {
+		name := strings.TrimSuffix(filepath.Base(file), ".hex")
+		b := readHex(t, file)
+		v, err := decodeSample(name, b)
+		if err != nil {
+			t.Errorf("%s: %v", file, err)
+			continue
+		}
+		if again := encodeSample(v); !bytes.Equal(again, b) {
+			t.Errorf("%s: writes\n%x\nread\n%x", file, again, b)
+		}
+		if want, ok := samples[name]; ok && filepath.Dir(file) == dir && !reflect.DeepEqual(v, want) {
+			t.Errorf("%s: reads\n%+v\nwant\n%+v", file, v, want)
+		}
+	}
+}
+
+func TestRefusedBytes(t *testing.T) {
+	for name, b := range map[string][]byte{
+		"empty":           {},
+		"later version":   {2},
+		"zero written":    {1, 1 << 3, 0},
+		"long varint":     {1, 1 << 3, 0x81, 0},
+		"cut":             {1, 2<<3 | 2, 5, 'x'},
+		"descending":      {1, 2<<3 | 2, 1, 'x', 1 << 3, 1},
+		"twice":           {1, 1 << 3, 1, 1 << 3, 1},
+		"other type":      {1, 1<<3 | 2, 1, 'x'},
+		"fixed64":         {1, 20<<3&0x7f | 1, 1},
+		"number zero":     {1, 0, 1},
+		"bad address":     {1, 3<<3 | 2, 3, 1, 2, 3},
+		"empty field":     {1, 2<<3 | 2, 0},
+		"not a bool":      {1, 9 << 3, 2},
+		"unknown is cut":  {1, 0xa2, 1, 9, 1},
+		"unknown descend": {1, 0xa0, 1, 1, 0x98, 1, 1},
+	} {
+		if e, err := decodeEndpoint(b); err == nil {
+			t.Errorf("%s: %x reads as %+v", name, b, e)
+		}
+	}
+}
+
+// TestLimit sees that messages keep the limit, and say in any order what they said together.
+func TestLimit(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		w := newWorld(t, 2)
+		for range rapid.IntRange(1, 25).Draw(t, "changes") {
+			w.change(t)
+		}
+		limit := rapid.IntRange(60, 2000).Draw(t, "limit")
+		a := w.docs[0]
+		out := everything(a)
+		for _, news := range w.sent {
+			out.Ops = append(out.Ops, news.Ops...)
+		}
+		fresh := NewDoc(99, 1, 99)
+		messages := Encode(out, limit)
+		for _, m := range rapid.Permutation(messages).Draw(t, "order") {
+			in, err := Decode(m)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if parts := len(in.Ops) + len(in.Patches) + len(in.Shared); len(m) > limit && parts != 1 {
+				t.Fatalf("%d bytes with %d parts; limit %d", len(m), parts, limit)
+			}
+			fresh.Merge(in)
+		}
+		for _, m := range messages { // a patch may have come before the ops it needs
+			in, _ := Decode(m)
+			fresh.Merge(in)
+		}
+		whole := NewDoc(99, 1, 99)
+		whole.Merge(out)
+		if fresh.Digest() != whole.Digest() || dumpView(fresh.View()) != dumpView(whole.View()) {
+			t.Fatalf("in messages:\n%s\nat once:\n%s", dumpView(fresh.View()), dumpView(whole.View()))
+		}
+	})
+}
+
+// TestRelay sees that a node of this version passes on what it does not know.
+func TestRelay(t *testing.T) {
+	later := append((&Endpoint{Network: 5, Container: "c1"}).encode(), 0xa2, 1, 5, 'l', 'a', 't', 'e', 'r')
+	op := crdt.Op{Node: 1, Epoch: 1, Seq: 1, Key: []byte(endpointKey(7)), Value: later, Ext: []byte{0xa0, 1, 1}}
+	entry := crdt.Entry{Dot: crdt.Dot{Actor: 1, N: 1}, Key: []byte("later/1"), Value: []byte{9, 9}, Ext: []byte{0xa0, 1, 2}}
+	sent := Encode(Out{Ops: []crdt.Op{op}, Shared: []crdt.Delta{{Entries: []crdt.Entry{entry}}}}, 1<<20)
+	in, err := Decode(sent[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	relay := NewDoc(2, 1, 2)
+	news := relay.Merge(in)
+	for _, out := range []Out{news, everything(relay)} {
+		got := bytes.Join(Encode(out, 1<<20), nil)
+		for _, part := range [][]byte{later, op.Ext, entry.Value, entry.Ext} {
+			if !bytes.Contains(got, part) {
+				t.Errorf("%x is not in what is passed on: %x", part, got)
+			}
+		}
+	}
+	e, _ := relay.View().Endpoint(7)
+	if got := e.encode(); !bytes.Equal(got, later) {
+		t.Errorf("written again as %x, was %x", got, later)
+	}
+}
+
+func FuzzDecode(f *testing.F) {
+	files, _ := filepath.Glob("testdata/wire/v*/message-*.hex")
+	for _, file := range files {
+		f.Add(readHex(f, file))
+	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		var before, after runtime.MemStats
+		runtime.ReadMemStats(&before)
+		in, err := Decode(b)
+		runtime.ReadMemStats(&after)
+		if took := after.TotalAlloc - before.TotalAlloc; took > uint64(len(b))*100+1<<16 {
+			t.Fatalf("%d bytes allocated for %d", took, len(b))
+		}
+		if err != nil {
+			return
+		}
+		parts := Encode(in, 1<<30)
+		for _, part := range parts {
+			again, err := Decode(part)
+			if err != nil || !reflect.DeepEqual(again, in) {
+				t.Fatalf("%+v\nagain %+v: %v", in, again, err)
+			}
+		}
+		d := NewDoc(1, 1, 1)
+		d.Merge(in)
+		dumpView(d.View())
+		d.Merge(everything(d))
+	})
+}
+
+func FuzzRecords(f *testing.F) {
+	names := []string{"node", "network", "endpoint", "use", "block", "kill", "count"}
+	files, _ := filepath.Glob("testdata/wire/v*/*.hex")
+	for _, file := range files {
+		kind, _, _ := strings.Cut(strings.TrimSuffix(filepath.Base(file), ".hex"), "-")
+		if i := slices.Index(names, kind); i >= 0 {
+			f.Add(byte(i), readHex(f, file))
+		}
+	}
+	f.Fuzz(func(t *testing.T, kind byte, b []byte) {
+		name := names[int(kind)%len(names)]
+		v, err := decodeSample(name, b)
+		if err != nil || name == "count" { // what a count does not know is nobody's: it is read as a number only
+			return
+		}
+		if again := encodeSample(v); !bytes.Equal(again, b) {
+			t.Fatalf("%s %x\nagain %x", name, b, again)
+		}
+	})
+}
+
+// everything is what a node that knows nothing is told.
+func everything(d *Doc) Out {
+	var zero []crdt.Head
+	for b := range crdt.Buckets {
+		for _, h := range d.Heads(b) {
+			zero = append(zero, crdt.Head{Node: h.Node})
+		}
+	}
+	out, _ := d.Missing(zero, 1<<30)
+	out.Shared = []crdt.Delta{d.Shared()}
+	return out
+}
