@@ -406,31 +406,46 @@ func TestKey(t *testing.T) {
 // get wrong.
 func TestMistakes(t *testing.T) {
 	l := up(t, "-n", "1", "--no-start")
-	refused := func(code int, args ...string) {
-		t.Helper()
-		cmd := l.command(append([]string{"exec", "1", "meshnet"}, args...)...)
+	run := func(args ...string) (int, string) {
+		cmd := l.command(append([]string{"exec", "1"}, args...)...)
 		var stderr bytes.Buffer
 		cmd.Stderr = &stderr
-		err := cmd.Run()
-		if cmd.ProcessState.ExitCode() != code || strings.Count(stderr.String(), "\n") != 1 || !strings.HasPrefix(stderr.String(), "meshnet: ") {
-			t.Errorf("meshnet %s: %v, want %d:\n%s", strings.Join(args, " "), err, code, stderr.String())
+		if err := cmd.Run(); err != nil && cmd.ProcessState == nil {
+			t.Fatal(err)
 		}
-		t.Logf("%s", strings.TrimSpace(stderr.String()))
+		return cmd.ProcessState.ExitCode(), stderr.String()
+	}
+	refused := func(code int, args ...string) {
+		t.Helper()
+		got, line := run(append([]string{"meshnet"}, args...)...)
+		if got != code || strings.Count(line, "\n") != 1 || !strings.HasPrefix(line, "meshnet: ") {
+			t.Errorf("meshnet %s: exit %d, want %d:\n%s", strings.Join(args, " "), got, code, line)
+		}
+		t.Log(strings.TrimSpace(line))
 	}
 	refused(3, "status")
 	refused(3, "attach", "c1")
 	refused(1, "up", "-d", "--iface", "nowhere0")
 	refused(1, "up", "-d", "--key-file", "/nowhere")
-	refused(1, "up", "-d", "--default-subnet", "10.1.2.3/16")
+	refused(2, "up", "-d", "--default-subnet", "10.1.2.3/16")
+	if code, line := run("setpriv", "--reuid=65534", "--clear-groups", "meshnet", "up", "-d"); code != 1 || !strings.Contains(line, "root") {
+		t.Errorf("not root: exit %d: %s", code, line)
+	}
+	// Only this host does not see the program any more.
+	l.run("exec", "1", "mount", "--bind", "/dev/null", "/usr/sbin/ovs-vswitchd")
+	if code, line := run("meshnet", "up", "-d"); code != 1 || !strings.Contains(line, "apt-get install openvswitch-switch") {
+		t.Errorf("no Open vSwitch: exit %d: %s", code, line)
+	}
+	l.run("exec", "1", "umount", "/usr/sbin/ovs-vswitchd")
 	l.meshnet(1, "up", "-d")
 	l.meshnet(1, "up", "-d")
 	l.meshnet(1, "network", "create", "web", "10.2.0.0/16")
-	refused(1, "network", "create", "bad", "10.2.0.0/33")
-	refused(1, "network", "create", "bad", "10.3.0.1/16")
-	refused(1, "network", "create", "bad", "300.0.0.0/8")
+	refused(2, "network", "create", "bad", "10.2.0.0/33")
+	refused(2, "network", "create", "bad", "10.3.0.1/16")
+	refused(2, "network", "create", "bad", "300.0.0.0/8")
 	refused(1, "network", "create", "bad", "10.2.4.0/24")
 	refused(1, "network", "create", "web", "10.4.0.0/16")
-	refused(1, "network", "create", strings.Repeat("n", 64))
+	refused(2, "network", "create", strings.Repeat("n", 64))
 	refused(1, "network", "inspect", "nothing")
 	refused(1, "network", "rm", "nothing")
 	refused(1, "attach", "nobody", "web")
@@ -440,9 +455,9 @@ func TestMistakes(t *testing.T) {
 	refused(2, "frobnicate")
 	refused(2, "status", "--frobnicate")
 	l.run("container", "1", "c1")
-	refused(1, "attach", "c1", "web", "--ip", "10.9.0.1")
+	refused(2, "attach", "c1", "web", "--ip", "10.9.0.1")
 	refused(1, "attach", "c1", "web", "--ip", "10.2.0.1")
-	refused(1, "attach", "c1", "web", "--mac", "zz")
+	refused(2, "attach", "c1", "web", "--mac", "zz")
 	if ps := ask[[]attachment](l, 1, "ps", "-a"); len(ps) != 0 {
 		t.Errorf("refused, and yet: %+v", ps)
 	}
