@@ -303,6 +303,25 @@ func TestGapIsPulled(t *testing.T) {
 	w.within(45 * time.Millisecond)
 }
 
+// TestGapStays: what is known beyond an op that is lost for good comes to all, though no head says so.
+func TestGapStays(t *testing.T) {
+	w := newWorld(t, 4, 1)
+	for i := range w.nodes {
+		w.introduce(i)
+	}
+	w.members()
+	w.within(5 * time.Second)
+	gone := func(seq crdt.Seq) crdt.Op {
+		return crdt.Op{Node: 99, Epoch: 1, Seq: seq, Key: fmt.Append(nil, "k", seq), Value: []byte{1}}
+	}
+	for _, n := range w.nodes {
+		n.doc.Merge(state.In{Ops: []crdt.Op{gone(1)}})
+	}
+	w.nodes[0].doc.Merge(state.In{Ops: []crdt.Op{gone(3), gone(5)}})
+	w.nodes[1].doc.Merge(state.In{Ops: []crdt.Op{gone(4)}})
+	w.within(5 * time.Second)
+}
+
 // TestIdleIsCheap: equal documents cost one digest a second and node.
 func TestIdleIsCheap(t *testing.T) {
 	w := newWorld(t, 10, 2)

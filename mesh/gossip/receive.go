@@ -137,6 +137,12 @@ func (m *Machine) onHeads(from state.NodeID, b []byte) error {
 	for hs := range byNode(theirs.heads) {
 		others[hs[0].Node] = hs
 	}
+	// Where heads are equal what lies beyond a gap may still differ, and if its writer is gone the gap
+	// stays.
+	gapped := map[crdt.Node]bool{}
+	for _, g := range m.doc.Gaps() {
+		gapped[g.Node] = true
+	}
 	var lack, want []crdt.Head
 	for i := range buckets {
 		if theirs.mask&(1<<i) == 0 {
@@ -146,7 +152,7 @@ func (m *Machine) onHeads(from state.NodeID, b []byte) error {
 			node := mine[0].Node
 			other := others[node]
 			delete(others, node)
-			if ahead(mine, other) {
+			if ahead(mine, other) || gapped[node] {
 				lack = appendOrZero(lack, node, other)
 			}
 			if ahead(other, mine) {
