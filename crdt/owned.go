@@ -17,6 +17,7 @@ type Owned struct {
 	nodes map[Node]*replica
 	// buckets spreads the nodes for the comparison of digests.
 	buckets [Buckets]bucket
+	digest  digest
 	gapped  map[Node]struct{}
 	gone    map[Node]Epoch
 	watch   func(Node, string)

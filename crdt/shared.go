@@ -3,7 +3,6 @@ package crdt
 import (
 	"bytes"
 	"cmp"
-	"crypto/sha256"
 	"encoding/binary"
 	"maps"
 	"slices"
@@ -20,6 +19,8 @@ type Shared struct {
 	clock uint64
 	sum   hash
 	watch func(string)
+
+	digest digest
 }
 
 // NewShared returns an empty map that actor writes to. watch, which may be nil, is called with each
@@ -207,10 +208,10 @@ func (s *Shared) Full() Delta {
 // Digest is equal on two replicas exactly when they hold the same entries and have seen the same
 // dots.
 func (s *Shared) Digest() [16]byte {
-	b := binary.BigEndian.AppendUint64(nil, s.sum[0])
-	b = binary.BigEndian.AppendUint64(b, s.sum[1])
-	h := sha256.Sum256(b)
-	return [16]byte(h[:16])
+	var b [16]byte
+	binary.BigEndian.PutUint64(b[:], s.sum[0])
+	binary.BigEndian.PutUint64(b[8:], s.sum[1])
+	return s.digest.of(b[:])
 }
 
 func compareDots(a, b Dot) int {

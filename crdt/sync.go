@@ -1,6 +1,7 @@
 package crdt
 
 import (
+	"bytes"
 	"cmp"
 	"crypto/sha256"
 	"encoding/binary"
@@ -56,13 +57,28 @@ func (b *bucket) remove(n Node) {
 
 // Digest is equal on two replicas exactly when they hold the same ops of every node.
 func (o *Owned) Digest() [16]byte {
-	b := make([]byte, 0, Buckets*16)
+	var b [Buckets * 16]byte
 	for i := range o.buckets {
-		b = binary.BigEndian.AppendUint64(b, o.buckets[i].sum[0])
-		b = binary.BigEndian.AppendUint64(b, o.buckets[i].sum[1])
+		binary.BigEndian.PutUint64(b[i*16:], o.buckets[i].sum[0])
+		binary.BigEndian.PutUint64(b[i*16+8:], o.buckets[i].sum[1])
 	}
-	s := sha256.Sum256(b)
-	return [16]byte(s[:16])
+	return o.digest.of(b[:])
+}
+
+// digest is the hash of some bytes, worked out again when they change: it is asked for many times as
+// often.
+type digest struct {
+	bytes []byte
+	sum   [16]byte
+}
+
+func (d *digest) of(b []byte) [16]byte {
+	if d.bytes == nil || !bytes.Equal(d.bytes, b) {
+		d.bytes = append(d.bytes[:0], b...)
+		s := sha256.Sum256(b)
+		d.sum = [16]byte(s[:16])
+	}
+	return d.sum
 }
 
 // Buckets hashes what is known of the nodes of each bucket.

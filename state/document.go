@@ -9,6 +9,8 @@ type Doc struct {
 	shared *crdt.Shared
 	model  model
 	last   *View
+	hashed [2][16]byte // what digest is a hash of
+	digest [16]byte
 }
 
 // NewDoc returns an empty document that self writes to, in epoch, with actor for shared records.

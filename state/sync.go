@@ -10,8 +10,12 @@ import (
 // Digest is equal on two documents exactly when their merged state is.
 func (d *Doc) Digest() [16]byte {
 	owned, shared := d.owned.Digest(), d.shared.Digest()
-	h := sha256.Sum256(append(owned[:], shared[:]...))
-	return [16]byte(h[:16])
+	if owned != d.hashed[0] || shared != d.hashed[1] {
+		d.hashed = [2][16]byte{owned, shared}
+		h := sha256.Sum256(append(owned[:], shared[:]...))
+		d.digest = [16]byte(h[:16])
+	}
+	return d.digest
 }
 
 // Buckets hashes the heads of all nodes in 32 buckets by node id, and the shared records: what to
