@@ -403,3 +403,23 @@ func TestTrees(t *testing.T) {
 		}
 	}
 }
+
+// TestGreeters: the first by hash, the same whatever the order of the members.
+func TestGreeters(t *testing.T) {
+	ids := make([]state.NodeID, 100)
+	for i := range ids {
+		ids[i] = state.NodeID(mix(uint64(i)))
+	}
+	for _, who := range ids[:20] {
+		others := slices.DeleteFunc(slices.Clone(ids), func(id state.NodeID) bool { return id == who })
+		hash := func(id state.NodeID) uint64 { return mix(mix(uint64(who)) ^ uint64(id)) }
+		want := slices.SortedFunc(slices.Values(others), func(a, b state.NodeID) int { return cmp.Compare(hash(a), hash(b)) })[:greetMax]
+		slices.Reverse(others)
+		if got := greeters(who, append(others, who), greetMax); !slices.Equal(got, want) {
+			t.Errorf("greeters of %s: %v, want %v", who, got, want)
+		}
+	}
+	if got := greeters(ids[0], ids[:2], greetMax); !slices.Equal(got, ids[1:2]) {
+		t.Errorf("of two: %v", got)
+	}
+}

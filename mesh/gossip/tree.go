@@ -47,16 +47,20 @@ func children(self, origin state.NodeID, members []state.NodeID) []state.NodeID 
 // greeters returns up to n of members by a hash of (who, member): those who are the first to compare
 // documents with who.
 func greeters(who state.NodeID, members []state.NodeID, n int) []state.NodeID {
-	ranked := make([]rank, 0, len(members))
+	seed := mix(uint64(who))
+	first := make([]rank, 0, n+1)
 	for _, m := range members {
-		if m != who {
-			ranked = append(ranked, rank{mix(mix(uint64(who)) ^ uint64(m)), m})
+		r := rank{mix(seed ^ uint64(m)), m}
+		if m == who || len(first) == n && first[n-1].compare(r) < 0 {
+			continue
 		}
+		i, _ := slices.BinarySearchFunc(first, r, rank.compare)
+		first = slices.Insert(first, i, r)
+		first = first[:min(n, len(first))]
 	}
-	slices.SortFunc(ranked, rank.compare)
-	out := make([]state.NodeID, 0, n)
-	for _, r := range ranked[:min(n, len(ranked))] {
-		out = append(out, r.id)
+	out := make([]state.NodeID, len(first))
+	for i, r := range first {
+		out[i] = r.id
 	}
 	return out
 }
