@@ -16,6 +16,8 @@ UNIT        := $(shell go list ./... 2>/dev/null | grep -v /testlab)
 FUZZTIME    ?= 20s
 SEED        ?= 0
 RUNS        ?= 2000
+NODES       ?= 5
+ONLY        ?=
 
 GO_OK := $(shell go version 2>/dev/null | awk '{ split(substr($$3, 3), v, "."); print (v[1] > 1 || v[2] >= 25) ? "yes" : "no" }')
 ifneq ($(GO_OK),yes)
@@ -35,6 +37,7 @@ check:
 	@if command -v shellcheck >/dev/null; then shellcheck testlab/lab testlab/deps testlab/demo testlab/throughput .ci/run; \
 	elif [ -n "$$CI" ]; then echo "shellcheck is not installed"; exit 1; fi
 	go test .
+	go test -count 1 ./mesh/sim -run Simulation -for 3s
 
 # What the tests and the lab need. testlab/deps installs only what is not there.
 .PHONY: deps
@@ -48,7 +51,10 @@ test: deps build
 
 .PHONY: soak
 soak: deps build
-	$(MAKE) sim RUNS=50000
+	$(MAKE) sim RUNS=1000000
+	$(MAKE) sim RUNS=20000 NODES=50
+	$(MAKE) sim-scale
+	go test -count 1 -timeout 2h ./ipam -run Simulation -seeds 50000
 	$(MAKE) fuzz FUZZTIME=10m
 	MESHNET_REQUIRE=1 go test -count 3 -timeout 60m ./testlab -lab -v
 
@@ -57,10 +63,16 @@ soak: deps build
 race:
 	MESHNET_REQUIRE=1 go test -race -timeout 20m $(filter-out meshnet/mesh,$(UNIT))
 
-# The seeded simulation of the address protocol: RUNS seeds, or the one given by SEED. A failure prints its seed.
+# The whole core of NODES hosts under one seeded loop of events: RUNS seeds, or the one given by SEED, of which ONLY keeps some
+# acts. A failure is made smaller and prints what plays it again.
 .PHONY: sim
 sim:
-	go test -count 1 -timeout 2h ./ipam -run Simulation -seed $(SEED) -seeds $(RUNS)
+	go test -count 1 -timeout 24h ./mesh/sim -run Simulation -v -seed $(SEED) -runs $(RUNS) -nodes $(NODES) -only "$(ONLY)"
+
+# How fast all of a thousand hosts with fifty containers each see a write.
+.PHONY: sim-scale
+sim-scale:
+	go test -count 1 -timeout 1h ./mesh/sim -run Scale -v -scale 1000
 
 .PHONY: fuzz
 fuzz:

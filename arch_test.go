@@ -40,6 +40,7 @@ var house = map[string][]string{
 	"testlab": {},
 
 	"mesh/meshtest": {},
+	"mesh/sim":      {}, // tests only
 	"plan/plantest": {"crdt", "plan", "state"},
 	"ovs/ovstest":   {},
 	"netns/nstest":  {},
