@@ -2,6 +2,7 @@ package crdt
 
 import (
 	"cmp"
+	"iter"
 	"slices"
 )
 
@@ -40,14 +41,21 @@ type life struct {
 	head  Seq    // every seq up to it is known
 	cloud []Span // and these beyond
 	cells map[string]*Op
-	order []*Op // the cells by seq
-	tombs []*Op // those of them that are removals, kept while there is a gap below
+	order []slot // the cells by seq, and places of some that are gone
+	holes int    // how many of those
+	tombs []*Op  // the cells that are removals, by seq, kept while there is a gap below
 	// deaths lists which seqs ceased to live and through which op, in the order they became known.
-	// It is exact for all ops beyond since.
+	// It is exact for all ops beyond exact.
 	deaths  []death
 	journal int // how many of them are kept
-	since   Seq
+	exact   Seq
 	hash    hash
+}
+
+// slot is the place of a cell in the order; op is nil once the cell is gone.
+type slot struct {
+	seq Seq
+	op  *Op
 }
 
 type death struct{ by, dead Seq }
@@ -184,7 +192,7 @@ func (o *Owned) Renew(epoch Epoch) []Op {
 	}
 	var live []*Op
 	if l := o.shown(o.self); l != nil {
-		for _, op := range l.order {
+		for op := range l.since(1) {
 			if op.Value != nil {
 				live = append(live, op)
 			}
@@ -321,7 +329,7 @@ func (o *Owned) show(n Node, r *replica) bool {
 		if l == nil {
 			continue
 		}
-		for _, op := range l.order {
+		for op := range l.since(1) {
 			o.watch(n, string(op.Key))
 		}
 	}
@@ -392,43 +400,64 @@ func (l *life) set(op *Op) {
 	}
 	l.cells[string(op.Key)] = op
 	i, _ := l.find(op.Seq)
-	l.order = slices.Insert(l.order, i, op)
+	l.order = slices.Insert(l.order, i, slot{op.Seq, op})
 	if op.Value == nil {
-		l.tombs = append(l.tombs, op)
+		i, _ := slices.BinarySearchFunc(l.tombs, op.Seq, compareSeq)
+		l.tombs = slices.Insert(l.tombs, i, op)
+	}
+}
+
+func compareSeq(op *Op, s Seq) int { return cmp.Compare(op.Seq, s) }
+
+// since yields the cells from a seq on, by seq.
+func (l *life) since(s Seq) iter.Seq[*Op] {
+	return func(yield func(*Op) bool) {
+		i, _ := l.find(s)
+		for _, c := range l.order[i:] {
+			if c.op != nil && !yield(c.op) {
+				return
+			}
+		}
 	}
 }
 
 // find returns where in the order a seq is or would be.
 func (l *life) find(s Seq) (int, bool) {
-	if n := len(l.order); n == 0 || l.order[n-1].Seq < s {
+	if n := len(l.order); n == 0 || l.order[n-1].seq < s {
 		return n, false
 	}
-	return slices.BinarySearchFunc(l.order, s, func(op *Op, s Seq) int { return cmp.Compare(op.Seq, s) })
+	return slices.BinarySearchFunc(l.order, s, func(c slot, s Seq) int { return cmp.Compare(c.seq, s) })
 }
 
+// drop ends a cell. Its place in the order goes once most places are empty, so that dropping one among
+// many costs a search.
 func (l *life) drop(op *Op) {
 	i, _ := l.find(op.Seq)
-	l.order = slices.Delete(l.order, i, i+1)
+	l.order[i].op = nil
+	if l.holes++; l.holes > len(l.order)/2 {
+		l.order = slices.DeleteFunc(l.order, func(c slot) bool { return c.op == nil })
+		l.holes = 0
+	}
 	delete(l.cells, string(op.Key))
 	if op.Value == nil {
-		l.tombs = slices.DeleteFunc(l.tombs, func(t *Op) bool { return t == op })
+		if i, found := slices.BinarySearchFunc(l.tombs, op.Seq, compareSeq); found {
+			l.tombs = slices.Delete(l.tombs, i, i+1)
+		}
 	}
 }
 
 // sweep drops the removals that have no gap below them: nothing older of their key can come.
 func (l *life) sweep() {
-	for i := 0; i < len(l.tombs); {
-		if l.tombs[i].Seq <= l.head {
-			l.drop(l.tombs[i])
-		} else {
-			i++
-		}
+	for len(l.tombs) > 0 && l.tombs[0].Seq <= l.head {
+		t := l.tombs[0]
+		l.tombs = l.tombs[1:]
+		l.drop(t)
 	}
 }
 
 // died notes that the seq dead ceased to live through the op by, or through one before it.
 func (l *life) died(by, dead Seq) {
-	if by <= l.since {
+	if by <= l.exact {
 		return
 	}
 	if n := len(l.deaths); n > 0 && l.deaths[n-1] == (death{by, dead}) {
@@ -438,7 +467,7 @@ func (l *life) died(by, dead Seq) {
 	if len(l.deaths) > l.journal {
 		half := l.deaths[:(len(l.deaths)+1)/2]
 		for _, d := range half {
-			l.since = max(l.since, d.by)
+			l.exact = max(l.exact, d.by)
 		}
 		l.deaths = slices.Clone(l.deaths[len(half):])
 	}

@@ -18,7 +18,7 @@ func dump(o *Owned) string {
 	for _, n := range slices.Sorted(maps.Keys(o.nodes)) {
 		for _, l := range o.nodes[n].lives {
 			fmt.Fprintf(&b, "%d/%d whole %d head %d cloud %v", n, l.epoch, l.whole, l.head, l.cloud)
-			for _, op := range l.order {
+			for op := range l.since(1) {
 				fmt.Fprintf(&b, " %d:%s=%s", op.Seq, op.Key, text(op.Value))
 			}
 			b.WriteByte('\n')
@@ -403,7 +403,7 @@ func TestWatch(t *testing.T) {
 			for n := Node(1); n <= 2; n++ {
 				want := map[string]string{}
 				if l := o.shown(n); l != nil {
-					for _, c := range l.order {
+					for c := range l.since(1) {
 						if c.Value != nil {
 							want[string(c.Key)] = string(c.Value)
 						}

@@ -15,6 +15,7 @@ type Shared struct {
 	actor Actor
 	live  map[string][]Entry // by dot
 	keys  map[Dot]string
+	dots  map[Actor][]uint64 // the keys of keys, ascending
 	seen  map[Actor][]Span
 	clock uint64
 	sum   hash
@@ -33,6 +34,7 @@ func NewShared(actor Actor, watch func(string)) *Shared {
 		actor: actor, watch: watch,
 		live: make(map[string][]Entry),
 		keys: make(map[Dot]string),
+		dots: make(map[Actor][]uint64),
 		seen: make(map[Actor][]Span),
 	}
 }
@@ -136,6 +138,9 @@ func (s *Shared) add(e Entry) bool {
 	i, _ := slices.BinarySearchFunc(list, e, compareEntries)
 	s.live[string(e.Key)] = slices.Insert(slices.Clone(list), i, e)
 	s.keys[e.Dot] = string(e.Key)
+	dots := s.dots[e.Dot.Actor]
+	i, _ = slices.BinarySearch(dots, e.Dot.N)
+	s.dots[e.Dot.Actor] = slices.Insert(dots, i, e.Dot.N)
 	s.sum.mix(hashOf(appendEntry(nil, e)))
 	s.clock = max(s.clock, e.Lamport)
 	return true
@@ -144,9 +149,15 @@ func (s *Shared) add(e Entry) bool {
 // dropped lists the live dots that were seen and are not held.
 func (s *Shared) dropped(seen map[Actor][]Span, held map[Dot]bool) []Dot {
 	var out []Dot
-	for dot := range s.keys {
-		if !held[dot] && spansHave(seen[dot.Actor], dot.N) {
-			out = append(out, dot)
+	for actor, spans := range seen {
+		dots := s.dots[actor]
+		for _, sp := range spans {
+			i, _ := slices.BinarySearch(dots, sp.From)
+			for ; i < len(dots) && dots[i] <= sp.To; i++ {
+				if dot := (Dot{actor, dots[i]}); !held[dot] {
+					out = append(out, dot)
+				}
+			}
 		}
 	}
 	slices.SortFunc(out, compareDots)
@@ -156,6 +167,11 @@ func (s *Shared) dropped(seen map[Actor][]Span, held map[Dot]bool) []Dot {
 func (s *Shared) drop(dot Dot) {
 	key := s.keys[dot]
 	delete(s.keys, dot)
+	dots := s.dots[dot.Actor]
+	j, _ := slices.BinarySearch(dots, dot.N)
+	if s.dots[dot.Actor] = slices.Delete(dots, j, j+1); len(dots) == 1 {
+		delete(s.dots, dot.Actor)
+	}
 	list := s.live[key]
 	i := slices.IndexFunc(list, func(e Entry) bool { return e.Dot == dot })
 	s.sum.mix(hashOf(appendEntry(nil, list[i])))

@@ -184,19 +184,18 @@ func (l *life) lacks(heads []Head, beyond bool) (from Seq, lacks bool) {
 func (l *life) patch(n Node, from Seq) Patch {
 	p := Patch{
 		Node: n, Epoch: l.epoch, Whole: l.whole, From: from, Head: l.head,
-		Cloud: slices.Clone(l.cloud), Listed: from < l.since,
+		Cloud: slices.Clone(l.cloud), Listed: from < l.exact,
 	}
-	i, found := l.find(from)
-	if found {
-		i++
-	}
-	for _, op := range l.order[i:] {
+	for op := range l.since(from + 1) {
 		sent := *op
 		sent.Closes, sent.Whole = nil, l.whole // the patch says what it closes
 		p.Ops = append(p.Ops, sent)
 	}
 	if p.Listed {
-		for _, op := range l.order[:i] {
+		for op := range l.since(1) {
+			if op.Seq > from {
+				break
+			}
 			p.Live = append(p.Live, op.Seq)
 		}
 		return p
@@ -290,8 +289,8 @@ func (l *life) take(p Patch) (dead []*Op, changed bool) {
 	for _, s := range theirs {
 		l.cover(s)
 	}
-	l.since = max(l.since, p.top())
-	l.deaths = slices.DeleteFunc(l.deaths, func(d death) bool { return d.by <= l.since })
+	l.exact = max(l.exact, p.top())
+	l.deaths = slices.DeleteFunc(l.deaths, func(d death) bool { return d.by <= l.exact })
 	return dead, true
 }
 
@@ -306,20 +305,25 @@ func (l *life) known() []Span {
 
 // bury drops and returns the cells that the sender of a patch knows and no longer holds.
 func (l *life) bury(p Patch, theirs []Span) (dead []*Op) {
-	for _, op := range l.order {
-		_, gone := slices.BinarySearch(p.Dead, op.Seq)
-		_, listed := slices.BinarySearch(p.Live, op.Seq)
-		switch {
-		case op.Seq <= p.From && !p.Listed:
-			if gone {
-				dead = append(dead, op)
+	first := p.From + 1
+	if p.Listed {
+		first = 1
+	} else {
+		for _, s := range p.Dead {
+			if i, found := l.find(s); found && l.order[i].op != nil && s <= p.From {
+				dead = append(dead, l.order[i].op)
 			}
-		case !spansHave(theirs, uint64(op.Seq)):
-		case op.Seq <= p.From:
-			if !listed {
-				dead = append(dead, op)
-			}
-		case !p.sends(op.Seq):
+		}
+	}
+	for op := range l.since(first) {
+		if !spansHave(theirs, uint64(op.Seq)) {
+			continue
+		}
+		lives := p.sends(op.Seq)
+		if op.Seq <= p.From {
+			_, lives = slices.BinarySearch(p.Live, op.Seq)
+		}
+		if !lives {
 			dead = append(dead, op)
 		}
 	}
