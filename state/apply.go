@@ -232,7 +232,7 @@ func (t *txn) users(id NetworkID, uses []useAt) string {
 	more := 0
 	if n, ok := t.view.Network(id); ok {
 		names = t.view.Users(n, usersMax)
-		more = len(n.claims) - len(names)
+		more = n.claims.n - len(names)
 	}
 	for _, e := range t.eps {
 		if e != nil && e.Network == id && len(names) == 0 {

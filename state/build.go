@@ -15,80 +15,44 @@ func (d *Doc) View() *View {
 	if d.last != nil && d.last.digest == digest {
 		return d.last
 	}
-	v := &View{version: 1, digest: digest, endpoints: new([shards]shard)}
+	v := &View{version: 1, digest: digest}
 	if d.last != nil {
 		*v = *d.last
 		v.version, v.digest = v.version+1, digest
 	}
 	m := &d.model
-	if m.dirtyNodes {
-		v.nodes = make([]*Node, 0, len(m.nodes))
-		for _, id := range slices.Sorted(maps.Keys(m.nodes)) {
-			v.nodes = append(v.nodes, m.nodes[id])
-		}
+	if len(m.dirtyNodes) > 0 {
+		out, in := sides(m.dirtyNodes, func(a, b *Node) int { return cmp.Compare(a.ID, b.ID) })
+		v.nodes = merge(v.nodes, out, in, func(a, b *Node) int { return cmp.Compare(a.ID, b.ID) })
 	}
 	if m.dirtyForgotten {
 		v.forgotten = maps.Clone(m.forgotten)
 	}
-	m.index(v)
+	out, in := sides(m.dirtyEndpoints, byID)
+	v.endpoints = v.endpoints.edit(out, in, byID)
 	if m.dirtySet {
 		m.rebuildAll(v)
 	} else {
 		m.rebuildDirty(v)
 	}
-	v.list()
-	m.dirtyNodes, m.dirtyForgotten, m.dirtySet = false, false, false
-	clear(m.dirtyNets)
-	clear(m.dirtyEndpoints)
+	m.dirtyForgotten, m.dirtySet = false, false
+	m.dirtyNodes = emptied(m.dirtyNodes)
+	m.dirtyNets = emptied(m.dirtyNets)
+	m.dirtyEndpoints = emptied(m.dirtyEndpoints)
 	d.last = v
 	return v
 }
 
-// index brings the index of endpoints up to date, copying the shards that change.
-func (m *model) index(v *View) {
-	if len(m.dirtyEndpoints) == 0 {
-		return
-	}
-	byShard := make(map[EndpointID]map[endpointAt]*Endpoint)
-	for at, e := range m.dirtyEndpoints {
-		i := at.id % shards
-		if byShard[i] == nil {
-			byShard[i] = make(map[endpointAt]*Endpoint)
-		}
-		byShard[i][at] = e
-	}
-	index := *v.endpoints
-	for i, changed := range byShard {
-		index[i] = patch(index[i], changed, endpointKeyOf, func(a, b *Endpoint) int {
-			return cmp.Or(cmp.Compare(a.ID, b.ID), cmp.Compare(a.At, b.At), cmp.Compare(a.Node, b.Node))
-		})
-	}
-	v.endpoints = &index
+func byID(a, b *Endpoint) int {
+	return cmp.Or(cmp.Compare(a.ID, b.ID), cmp.Compare(a.At, b.At), cmp.Compare(a.Node, b.Node))
 }
 
-func endpointKeyOf(e *Endpoint) endpointAt { return endpointAt{e.ID, e.Node} }
+func byAddress(a, b *Endpoint) int {
+	return cmp.Or(a.Addr.Compare(b.Addr), cmp.Compare(a.ID, b.ID), cmp.Compare(a.Node, b.Node))
+}
 
-// patch returns a sorted copy of a sorted list with the changed elements replaced; nil is gone.
-func patch[K comparable, T any](list []*T, changed map[K]*T, key func(*T) K, compare func(a, b *T) int) []*T {
-	fresh := make([]*T, 0, len(changed))
-	for _, e := range changed {
-		if e != nil {
-			fresh = append(fresh, e)
-		}
-	}
-	slices.SortFunc(fresh, compare)
-	out := make([]*T, 0, len(list)+len(fresh))
-	for _, e := range list {
-		if _, gone := changed[key(e)]; gone {
-			continue
-		}
-		for len(fresh) > 0 && compare(fresh[0], e) < 0 {
-			out = append(out, fresh[0])
-			fresh = fresh[1:]
-		}
-		out = append(out, e)
-	}
-	return append(out, fresh...)
+func byPrefix(a, b *Block) int {
+	return cmp.Or(comparePrefixes(a.Prefix, b.Prefix), cmp.Compare(a.Node, b.Node))
 }
 
 // rebuildAll settles names and VNIs and builds the networks that are new or differ.
@@ -150,16 +114,28 @@ func (n *netModel) dirty() bool { return n.changed || len(n.claims) > 0 || len(n
 // park keeps what is said of a network that is not shown for when it will be.
 func (n *netModel) park() {
 	if n.built != nil {
-		for _, e := range n.built.claims {
-			if _, changed := n.claims[endpointKeyOf(e)]; !changed {
-				n.claims[endpointKeyOf(e)] = e
+		for e := range n.built.claims.all() {
+			at := endpointAt{e.ID, e.Node}
+			if _, changed := n.claims[at]; !changed {
+				n.claims[at] = change[Endpoint]{now: e}
 			}
 		}
-		n.blocks = maps.Clone(n.allBlocks)
+		clear(n.blocks)
+		for at, k := range n.allBlocks {
+			n.blocks[at] = change[Block]{now: k}
+		}
 		n.built = nil
 	}
-	maps.DeleteFunc(n.claims, func(_ endpointAt, e *Endpoint) bool { return e == nil })
-	maps.DeleteFunc(n.blocks, func(_ blockAt, k *Block) bool { return k == nil })
+	for at, c := range n.claims {
+		if n.claims[at] = (change[Endpoint]{now: c.now}); c.now == nil {
+			delete(n.claims, at)
+		}
+	}
+	for at, c := range n.blocks {
+		if n.blocks[at] = (change[Block]{now: c.now}); c.now == nil {
+			delete(n.blocks, at)
+		}
+	}
 }
 
 // build makes the network that views show from the one before and what changed.
@@ -170,90 +146,124 @@ func (n *netModel) build(s *settled) {
 	}
 	net := &Network{
 		ID: n.id, Name: s.name, VNI: s.vni, Removed: s.removed, Created: s.record, Def: s.record.Def,
-		claims: was.claims, blocks: was.blocks, roots: was.roots, lengths: was.lengths,
-		members: was.members, killed: n.killed(),
+		claims: was.claims, shown: was.shown, unshown: was.unshown,
+		blocks: was.blocks, roots: was.roots, lengths: was.lengths, members: was.members, killed: n.killed(),
 	}
 	if len(n.blocks) > 0 {
-		net.blocks = patch(was.blocks, n.blocks, func(k *Block) blockAt {
-			return blockAt{k.Prefix, k.Node}
-		}, func(a, b *Block) int {
-			return cmp.Or(comparePrefixes(a.Prefix, b.Prefix), cmp.Compare(a.Node, b.Node))
-		})
-		net.lengths, net.roots = survey(net.blocks)
+		out, in := sides(n.blocks, byPrefix)
+		net.blocks = merge(was.blocks, out, in, byPrefix)
+		net.lengths, net.roots = n.survey()
 	}
-	if len(n.claims) > 0 {
-		net.claims = patch(was.claims, n.claims, endpointKeyOf, func(a, b *Endpoint) int {
-			return cmp.Or(a.Addr.Compare(b.Addr), cmp.Compare(a.ID, b.ID), cmp.Compare(a.Node, b.Node))
-		})
-	}
+	out, in := sides(n.claims, byAddress)
+	net.claims = was.claims.edit(out, in, byAddress)
 	if n.joined || n.built == nil {
 		net.members = slices.Sorted(maps.Keys(n.members))
 	}
-	net.settle()
-	clear(n.claims)
-	clear(n.blocks)
+	touched := make(map[netip.Addr]bool, len(out)+len(in))
+	switch {
+	case n.built == nil || was.Def.Subnet != net.Def.Subnet || was.Def.Gateway != net.Def.Gateway:
+		net.shown, net.unshown = list[Endpoint]{}, nil
+		for e := range net.claims.all() {
+			touched[e.Addr] = true
+		}
+	default:
+		for _, e := range out {
+			touched[e.Addr] = true
+		}
+		for _, e := range in {
+			touched[e.Addr] = true
+		}
+		if len(n.blocks) > 0 { // another may own an address now that several claim
+			for _, l := range was.unshown {
+				touched[l.lost.Addr] = true
+			}
+		}
+	}
+	net.settle(touched)
+	n.claims = emptied(n.claims)
+	n.blocks = emptied(n.blocks)
 	n.joined, n.changed = false, false
 	n.built = net
 }
 
-// settle decides which endpoints are shown: of those with one address its owner's, else the lowest
-// (time, node, id); none with an address that the network does not have.
-func (n *Network) settle() {
-	clean := true
-	for i, e := range n.claims {
-		if !n.fits(e) || i > 0 && n.claims[i-1].Addr == e.Addr {
-			clean = false
-			break
-		}
-	}
-	if clean {
-		n.shown = n.claims
+// settle decides anew, at these addresses, which endpoints are shown: of those with one address its
+// owner's, else the lowest (time, node, id); none with an address that the network does not have.
+func (n *Network) settle(touched map[netip.Addr]bool) {
+	if len(touched) == 0 {
 		return
 	}
-	n.shown = nil
-	for i := 0; i < len(n.claims); {
-		j := i + 1
-		for j < len(n.claims) && n.claims[j].Addr == n.claims[i].Addr {
-			j++
+	var out, in []*Endpoint
+	lost := slices.DeleteFunc(slices.Clone(n.unshown), func(l loser) bool { return touched[l.lost.Addr] })
+	kept := len(lost)
+	for a := range touched {
+		was, shown := n.At(a)
+		best, losers := n.choose(a)
+		lost = append(lost, losers...)
+		if shown && was == best {
+			continue
 		}
-		group := n.claims[i:j]
-		i = j
-		var best *Endpoint
-		if n.fits(group[0]) {
-			owner, _ := n.Owner(group[0].Addr)
-			best = slices.MinFunc(group, func(a, b *Endpoint) int {
-				return cmp.Or(compareBool(a.Node != owner, b.Node != owner),
-					cmp.Compare(a.At, b.At), cmp.Compare(a.Node, b.Node), cmp.Compare(a.ID, b.ID))
-			})
-			n.shown = append(n.shown, best)
+		if shown {
+			out = append(out, was)
 		}
-		for _, e := range group {
-			if e != best {
-				n.unshown = append(n.unshown, loser{e, best})
-			}
+		if best != nil {
+			in = append(in, best)
 		}
 	}
+	if len(lost) > kept {
+		slices.SortFunc(lost, func(a, b loser) int { return byAddress(a.lost, b.lost) })
+	}
+	n.unshown = lost
+	if len(lost) == 0 {
+		n.shown = n.claims // the same chunks, so that they are kept once
+		return
+	}
+	slices.SortFunc(out, byAddress)
+	slices.SortFunc(in, byAddress)
+	n.shown = n.shown.edit(out, in, byAddress)
+}
+
+// choose returns the endpoint that is shown with an address, nil for none, and those that are not.
+func (n *Network) choose(a netip.Addr) (best *Endpoint, lost []loser) {
+	var group []*Endpoint
+	for e := range n.claims.from(func(e *Endpoint) int { return e.Addr.Compare(a) }) {
+		if e.Addr != a {
+			break
+		}
+		group = append(group, e)
+	}
+	switch {
+	case len(group) == 0:
+		return nil, nil
+	case !n.fits(group[0]):
+	case len(group) == 1:
+		return group[0], nil
+	default:
+		owner, _ := n.Owner(a)
+		best = slices.MinFunc(group, func(a, b *Endpoint) int {
+			return cmp.Or(compareBool(a.Node != owner, b.Node != owner),
+				cmp.Compare(a.At, b.At), cmp.Compare(a.Node, b.Node), cmp.Compare(a.ID, b.ID))
+		})
+	}
+	for _, e := range group {
+		if e != best {
+			lost = append(lost, loser{e, best})
+		}
+	}
+	return best, lost
 }
 
 // fits reports whether the network has an endpoint's address.
 func (n *Network) fits(e *Endpoint) bool { return n.Def.host(e.Addr) && e.Addr != n.Def.Gateway }
 
-// survey returns the lengths of the blocks' prefixes and the roots, the highest first. A root is
-// sealed when its creator says so and when another node holds a record of it.
-func survey(blocks []*Block) (lengths []int, roots []ranked) {
-	sealed := make(map[Root]bool)
-	var has [129]bool
-	for _, k := range blocks {
-		has[k.Prefix.Bits()] = true
-		sealed[k.Root] = sealed[k.Root] || k.Sealed || k.Node != k.Root.Creator
-	}
-	for bits, ok := range has {
-		if ok {
+// survey returns the lengths of the blocks' prefixes and the roots, the highest first.
+func (n *netModel) survey() (lengths []int, roots []ranked) {
+	for bits, count := range n.lengths {
+		if count > 0 {
 			lengths = append(lengths, bits)
 		}
 	}
-	for r, s := range sealed {
-		roots = append(roots, ranked{r, s})
+	for r, c := range n.roots {
+		roots = append(roots, ranked{r, c.seals > 0})
 	}
 	slices.SortFunc(roots, func(a, b ranked) int {
 		return cmp.Or(compareBool(!a.sealed, !b.sealed), cmp.Compare(a.At, b.At), cmp.Compare(a.Creator, b.Creator))
@@ -263,20 +273,6 @@ func survey(blocks []*Block) (lengths []int, roots []ranked) {
 
 func comparePrefixes(a, b netip.Prefix) int {
 	return cmp.Or(a.Addr().Compare(b.Addr()), cmp.Compare(a.Bits(), b.Bits()))
-}
-
-// list gathers the conflicts of all networks.
-func (v *View) list() {
-	v.conflicts = v.settled[:len(v.settled):len(v.settled)]
-	for _, n := range v.ids {
-		for _, l := range n.unshown {
-			c := Conflict{Kind: ConflictAddress, What: l.lost.Addr.String(), Network: n.ID, Lost: v.describe(l.lost)}
-			if l.kept != nil {
-				c.Kept = v.describe(l.kept)
-			}
-			v.conflicts = append(v.conflicts, c)
-		}
-	}
 }
 
 func decimal(n uint32) string { return strconv.FormatUint(uint64(n), 10) }

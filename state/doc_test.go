@@ -246,28 +246,3 @@ func must(t testing.TB, d *Doc, cs ...Change) Out {
 	}
 	return out
 }
-
-// BenchmarkView is one endpoint more in a network of 50,000.
-func BenchmarkView(b *testing.B) {
-	d := NewDoc(1, 1, 1)
-	must(b, d, CreateNetwork{Def: Definition{Name: "web", Subnet: prefix("10.0.0.0/8")}})
-	net := d.View().Networks()[0].ID
-	var all []Change
-	put := func(i int) Change {
-		return PutEndpoint{Endpoint{
-			ID: EndpointID(i + 1), Network: net, Container: "c",
-			Addr: netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)}),
-		}}
-	}
-	for i := 1; i <= 50000; i++ {
-		all = append(all, put(i))
-	}
-	for c := range slices.Chunk(all, 100) {
-		must(b, d, c...)
-	}
-	d.View()
-	for i := 60000; b.Loop(); i++ {
-		must(b, d, put(i))
-		d.View()
-	}
-}

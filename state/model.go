@@ -17,11 +17,11 @@ type model struct {
 	nets      map[NetworkID]*netModel
 	forgotten map[NodeID]crdt.Epoch
 
-	dirtyNodes     bool
+	dirtyNodes     map[NodeID]change[Node]
 	dirtyForgotten bool
 	dirtySet       bool                    // names and VNIs have to be settled again
 	dirtyNets      map[NetworkID]*netModel // have to be built again
-	dirtyEndpoints map[endpointAt]*Endpoint
+	dirtyEndpoints map[endpointAt]change[Endpoint]
 	unread         uint64
 }
 
@@ -44,15 +44,20 @@ type netModel struct {
 	members map[NodeID]int // endpoints of each node
 	kills   map[NodeID]useAt
 
-	// What changed since the last view; nil is gone.
-	claims  map[endpointAt]*Endpoint
-	blocks  map[blockAt]*Block
+	// What changed since the last view, and of a network that is not shown all that is said of it.
+	claims  map[endpointAt]change[Endpoint]
+	blocks  map[blockAt]change[Block]
 	joined  bool // or left: another set of members
 	changed bool // something else
 
 	allBlocks map[blockAt]*Block
+	lengths   [129]int        // how many blocks have a prefix of this length
+	roots     map[Root]census // of allBlocks
 	built     *Network
 }
+
+// census counts the records of a root, and those of them that seal it.
+type census struct{ blocks, seals int }
 
 type used struct {
 	use *Use
@@ -66,7 +71,8 @@ func newModel() model {
 		nets:           make(map[NetworkID]*netModel),
 		forgotten:      make(map[NodeID]crdt.Epoch),
 		dirtyNets:      make(map[NetworkID]*netModel),
-		dirtyEndpoints: make(map[endpointAt]*Endpoint),
+		dirtyNodes:     make(map[NodeID]change[Node]),
+		dirtyEndpoints: make(map[endpointAt]change[Endpoint]),
 	}
 }
 
@@ -76,8 +82,8 @@ func (m *model) net(id NetworkID) *netModel {
 	if n == nil {
 		n = &netModel{
 			id: id, uses: make(map[NodeID]used), members: make(map[NodeID]int),
-			allBlocks: make(map[blockAt]*Block),
-			claims:    make(map[endpointAt]*Endpoint), blocks: make(map[blockAt]*Block),
+			allBlocks: make(map[blockAt]*Block), roots: make(map[Root]census),
+			claims: make(map[endpointAt]change[Endpoint]), blocks: make(map[blockAt]change[Block]),
 		}
 		m.nets[id] = n
 	}
@@ -115,14 +121,20 @@ func (m *model) read(ok bool, err error) bool {
 }
 
 func (m *model) setNode(n NodeID, op crdt.Op, ok bool) {
+	was := m.nodes[n]
+	note := func(now *Node) {
+		c, again := m.dirtyNodes[n]
+		m.dirtyNodes[n] = c.noted(again, was, now)
+	}
 	rec, err := decodeNode(op.Value)
-	m.dirtyNodes = true
 	if !m.read(ok, err) {
 		delete(m.nodes, n)
+		note(nil)
 		return
 	}
 	rec.ID, rec.Epoch = n, op.Epoch
 	m.nodes[n] = &rec
+	note(&rec)
 }
 
 func (m *model) setEndpoint(n NodeID, key string, op crdt.Op, ok bool) {
@@ -131,25 +143,29 @@ func (m *model) setEndpoint(n NodeID, key string, op crdt.Op, ok bool) {
 		return
 	}
 	at := endpointAt{id, n}
-	if was := m.endpoints[at]; was != nil {
+	was := m.endpoints[at]
+	index, indexed := m.dirtyEndpoints[at]
+	m.dirtyEndpoints[at] = index.noted(indexed, was, nil)
+	if was != nil {
 		net := m.net(was.Network)
-		net.claims[at] = nil
+		c, again := net.claims[at]
+		net.claims[at] = c.noted(again, was, nil)
 		if net.members[n]--; net.members[n] == 0 {
 			delete(net.members, n)
 			net.joined = true
 		}
 		delete(m.endpoints, at)
 	}
-	m.dirtyEndpoints[at] = nil
 	e, err := decodeEndpoint(op.Value)
 	if !m.read(ok, err) {
 		return
 	}
 	e.ID, e.Node = id, n
 	m.endpoints[at] = &e
-	m.dirtyEndpoints[at] = &e
+	m.dirtyEndpoints[at] = index.noted(indexed, was, &e)
 	net := m.net(e.Network)
-	net.claims[at] = &e
+	c, again := net.claims[at]
+	net.claims[at] = c.noted(again, nil, &e)
 	if net.members[n]++; net.members[n] == 1 {
 		net.joined = true
 	}
@@ -161,7 +177,8 @@ func (m *model) setUse(n NodeID, key string, op crdt.Op, ok bool) {
 		return
 	}
 	net := m.net(id)
-	net.changed, m.dirtySet = true, true
+	net.changed = true
+	m.dirtySet = m.dirtySet || net.created == nil // else it is shown as it was created
 	u, err := decodeUse(op.Value)
 	if !m.read(ok, err) || u.Created.Def.Check() != nil {
 		delete(net.uses, n)
@@ -178,14 +195,37 @@ func (m *model) setBlock(n NodeID, key string, op crdt.Op, ok bool) {
 	}
 	net := m.net(id)
 	at := blockAt{prefix, n}
-	net.blocks[at] = nil
-	delete(net.allBlocks, at)
+	was := net.allBlocks[at]
+	c, again := net.blocks[at]
+	net.blocks[at] = c.noted(again, was, nil)
+	if was != nil {
+		delete(net.allBlocks, at)
+		net.count(was, -1)
+	}
 	k, err := decodeBlock(op.Value)
 	if !m.read(ok, err) {
 		return
 	}
 	k.Node, k.Network, k.Prefix = n, id, prefix
-	net.blocks[at], net.allBlocks[at] = &k, &k
+	net.allBlocks[at] = &k
+	net.blocks[at] = c.noted(again, was, &k)
+	net.count(&k, 1)
+}
+
+// count keeps the census of blocks. A root is sealed when its creator says so and when another node
+// holds a record of it.
+func (n *netModel) count(k *Block, by int) {
+	n.lengths[k.Prefix.Bits()] += by
+	c := n.roots[k.Root]
+	c.blocks += by
+	if k.Sealed || k.Node != k.Root.Creator {
+		c.seals += by
+	}
+	if c.blocks == 0 {
+		delete(n.roots, k.Root)
+		return
+	}
+	n.roots[k.Root] = c
 }
 
 // onShared reads a shared key again.
@@ -276,6 +316,9 @@ func (c *Created) compare(d *Created) int {
 
 // killed lists the nodes whose present use was seen by who removed the network by force.
 func (n *netModel) killed() (nodes []NodeID) {
+	if len(n.kills) == 0 {
+		return nil
+	}
 	for node, u := range n.uses {
 		if k, ok := n.kills[node]; ok && !k.before(u.at) {
 			nodes = append(nodes, node)

@@ -19,17 +19,10 @@ type View struct {
 	nodes     []*Node        // by id
 	networks  []*Network     // by shown name
 	ids       []*Network     // by id
-	endpoints *[shards]shard // shared with the view before where they did not change
+	endpoints list[Endpoint] // by (id, time, node)
 	settled   []Conflict     // names and VNIs
-	conflicts []Conflict
 	forgotten map[NodeID]crdt.Epoch
 }
-
-// shards is in how many parts the index of endpoints is copied when it changes.
-const shards = 256
-
-// shard is endpoints by (id, time, node).
-type shard []*Endpoint
 
 // Network is one network as every node sees it. Immutable.
 type Network struct {
@@ -42,14 +35,14 @@ type Network struct {
 	// Removed: its definition is gone and it lives only while it has members.
 	Removed bool
 
-	claims  []*Endpoint // by (address, id, node)
-	shown   []*Endpoint // by address
-	unshown []loser
-	members []NodeID // ascending
-	blocks  []*Block // by (prefix, node)
-	lengths []int    // of the prefixes of blocks, ascending
-	roots   []ranked // the highest first
-	killed  []NodeID // ascending
+	claims  list[Endpoint] // by (address, id, node)
+	shown   list[Endpoint] // likewise, one an address
+	unshown []loser        // in the order of claims
+	members []NodeID       // ascending
+	blocks  []*Block       // by (prefix, node)
+	lengths []int          // of the prefixes of blocks, ascending
+	roots   []ranked       // the highest first
+	killed  []NodeID       // ascending
 }
 
 // loser is an endpoint that is not shown and, where another has its address, that one.
@@ -137,16 +130,27 @@ func (v *View) Networks() []*Network { return v.networks }
 
 // Endpoint returns an endpoint by id, reachable or not.
 func (v *View) Endpoint(id EndpointID) (*Endpoint, bool) {
-	s := v.endpoints[id%shards]
-	i, found := slices.BinarySearchFunc(s, id, func(e *Endpoint, id EndpointID) int { return cmp.Compare(e.ID, id) })
-	if !found {
+	e, ok := v.endpoints.first(func(e *Endpoint) int { return cmp.Compare(e.ID, id) })
+	if !ok || e.ID != id {
 		return nil, false
 	}
-	return s[i], true
+	return e, true
 }
 
-// Conflicts lists what was settled against somebody, in a fixed order. The slice is the view's.
-func (v *View) Conflicts() []Conflict { return v.conflicts }
+// Conflicts lists what was settled against somebody, in a fixed order. The slice is the caller's.
+func (v *View) Conflicts() []Conflict {
+	all := slices.Clone(v.settled)
+	for _, n := range v.ids {
+		for _, l := range n.unshown {
+			c := Conflict{Kind: ConflictAddress, What: l.lost.Addr.String(), Network: n.ID, Lost: v.describe(l.lost)}
+			if l.kept != nil {
+				c.Kept = v.describe(l.kept)
+			}
+			all = append(all, c)
+		}
+	}
+	return all
+}
 
 // Killed reports whether a person removed the network by force and saw this node's present use of
 // it: the node then detaches its endpoints there.
@@ -167,22 +171,29 @@ func (v *View) Forgotten(id NodeID) (crdt.Epoch, bool) {
 }
 
 // Endpoints yields the endpoints that are reachable, one an address, in the order of addresses.
-func (n *Network) Endpoints() iter.Seq[*Endpoint] { return slices.Values(n.shown) }
+func (n *Network) Endpoints() iter.Seq[*Endpoint] { return n.shown.all() }
+
+// Changes yields how the endpoints that are reachable differ from those of the same network in another
+// view: (nil, is) for one that came, (was, nil) for one that went, (was, is) for one that is not the
+// same. In the order of addresses. It costs what changed between the two.
+func (n *Network) Changes(since *Network) iter.Seq2[*Endpoint, *Endpoint] {
+	return differ(since.shown, n.shown, byAddress)
+}
 
 // Claims yields all endpoints, also those whose address another one shows, in the order of
 // (address, id).
-func (n *Network) Claims() iter.Seq[*Endpoint] { return slices.Values(n.claims) }
+func (n *Network) Claims() iter.Seq[*Endpoint] { return n.claims.all() }
 
 // Len is how many endpoints are reachable.
-func (n *Network) Len() int { return len(n.shown) }
+func (n *Network) Len() int { return n.shown.n }
 
 // At returns the reachable endpoint with an address.
 func (n *Network) At(a netip.Addr) (*Endpoint, bool) {
-	i, found := slices.BinarySearchFunc(n.shown, a, func(e *Endpoint, a netip.Addr) int { return e.Addr.Compare(a) })
-	if !found {
+	e, ok := n.shown.first(func(e *Endpoint) int { return e.Addr.Compare(a) })
+	if !ok || e.Addr != a {
 		return nil, false
 	}
-	return n.shown[i], true
+	return e, true
 }
 
 // Members returns the nodes with an endpoint here, in the order of their ids. The slice is the
@@ -252,7 +263,10 @@ func (n *Network) Owner(a netip.Addr) (NodeID, bool) {
 // Users lists the containers on the network as "c1 on host1", at most limit of them, in the order of
 // their addresses.
 func (v *View) Users(n *Network, limit int) (users []string) {
-	for _, e := range n.claims[:min(limit, len(n.claims))] {
+	for e := range n.claims.all() {
+		if len(users) == limit {
+			break
+		}
 		users = append(users, v.describe(e))
 	}
 	return users
