@@ -3,6 +3,7 @@ package crdt
 import (
 	"cmp"
 	"iter"
+	"maps"
 	"slices"
 )
 
@@ -238,6 +239,22 @@ func (o *Owned) Forget(n Node, e Epoch) {
 	})
 	o.tidy(n, r)
 	o.show(n, r)
+}
+
+// Alone drops the maps of all nodes but self, as if they had never been heard. What was forgotten stays
+// so. It reports whether there were any.
+func (o *Owned) Alone() bool {
+	others := slices.DeleteFunc(slices.Sorted(maps.Keys(o.nodes)), func(n Node) bool { return n == o.self })
+	for _, n := range others {
+		r := o.nodes[n]
+		for _, l := range r.lives {
+			o.bucketOf(n).sum.mix(l.hash)
+		}
+		r.lives = nil
+		o.tidy(n, r)
+		o.show(n, r)
+	}
+	return len(others) > 0
 }
 
 // life returns the map of a node in an epoch, made if need be; nil if that epoch is over.

@@ -178,7 +178,8 @@ type ownedWorld struct {
 // TestOwned compares replicas under any delivery of ops and patches with one that keeps all ops:
 // merge is union (L1, L3, L4), removed cells stay removed (I1), the forgotten stay so (I4), nothing
 // is left of removals without gaps (I5), news are the change and empty exactly without one (L5),
-// digests are equal exactly when replicas are (L7).
+// digests are equal exactly when replicas are (L7). Replicas forget nodes and drop what they hold of
+// others on the way.
 func TestOwned(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		w := ownedWorld{ops: history(t)}
@@ -212,6 +213,12 @@ func (w *ownedWorld) step(t *rapid.T) {
 			o.Forget(n, e)
 			w.twins[i].Forget(n, e)
 			ref.gone[n] = max(ref.gone[n], e)
+		} else if rapid.IntRange(0, 5).Draw(t, "alone") == 0 {
+			if some := before != ""; o.Alone() != some {
+				t.Fatalf("drops others: %v, of\n%s", !some, before)
+			}
+			w.twins[i].Alone()
+			ref.lives = map[Node]map[Epoch]*refLife{}
 		}
 	case 1, 2:
 		j := rapid.IntRange(0, len(w.replicas)-1).Draw(t, "from")

@@ -1,6 +1,15 @@
 package state
 
-import "meshnet/crdt"
+import (
+	"time"
+
+	"meshnet/crdt"
+)
+
+// SilenceMax is how old what a node holds of others may be when it speaks to them. By then the others
+// may have dropped what they knew of nodes that left or were given up, and must not hear it again (the
+// rule of Akka's Distributed Data for a replica that was away).
+const SilenceMax = 30 * 24 * time.Hour
 
 // Doc is the merged state of the mesh as one node holds it. One goroutine owns it.
 type Doc struct {
@@ -45,6 +54,14 @@ func (d *Doc) take(in In, merge func([]crdt.Op) []crdt.Op) Out {
 	}
 	return out
 }
+
+// Meet comes before this node speaks to others. silent is for how long it has heard of nobody: from
+// [SilenceMax] on what it holds of other nodes is dropped, and it reports whether there was any. Its own
+// records, shared ones and who was given up stay.
+func (d *Doc) Meet(silent time.Duration) bool { return silent >= SilenceMax && d.Alone() }
+
+// Alone drops what is held of other nodes' maps, and reports whether there was any.
+func (d *Doc) Alone() bool { return d.owned.Alone() }
 
 // Renew begins a later epoch: the own map is written again whole, by a new actor. The epoch must be
 // higher than those of [Doc.Epoch] and [Doc.Doubt].
