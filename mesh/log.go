@@ -21,6 +21,8 @@ const (
 	recAttach                       // wish: an attachment asked for, or changed
 	recDetach                       // its id: asked away
 	recIPAM                         // ipam.Record
+	recHeard                        // seconds since 1970, decimal: others were heard then
+	recAlone                        // nothing: what was known of others was dropped
 )
 
 // record is one line of the log.

@@ -77,6 +77,7 @@ type Node struct {
 	rewant   time.Duration
 	wants    map[state.EndpointID]*want
 	acks
+	silence
 	asking map[uint64]*question
 }
 
@@ -128,7 +129,7 @@ func New(c Config) (*Node, error) {
 		acks:   newAcks(),
 		asking: map[uint64]*question{},
 
-		doubtful: s.resumed,
+		doubtful: s.resumed, silence: silence{before: s.heard},
 	}
 	n.store.ipam = nil // the machine has it
 	n.view = n.doc.View()
@@ -230,7 +231,7 @@ func (n *Node) now() time.Duration { return time.Since(n.start) }
 // untilNext returns how long nothing is due.
 func (n *Node) untilNext() time.Duration {
 	next := n.now() + time.Hour
-	for _, at := range []time.Duration{n.gossip.Next(), n.ipamNext, n.askNext, n.rewant} {
+	for _, at := range []time.Duration{n.gossip.Next(), n.ipamNext, n.askNext, n.rewant, n.blind} {
 		if at != 0 {
 			next = min(next, at)
 		}
@@ -259,6 +260,9 @@ func (n *Node) tick() {
 	if n.rewant != 0 && n.rewant <= now {
 		n.takeUp()
 	}
+	if n.blind != 0 && n.blind <= now {
+		n.see()
+	}
 }
 
 // receive takes in a message.
@@ -269,6 +273,7 @@ func (n *Node) receive(b []byte) {
 		n.c.Log.Debug("message dropped", "peer", from, "err", err)
 		return
 	}
+	n.wake()
 	switch c {
 	case chanGossip:
 		n.act(n.gossip.Step(n.now(), gossip.Packet{From: from, Body: body}))
@@ -297,6 +302,9 @@ func (n *Node) receive(b []byte) {
 func (n *Node) meet() {
 	was := n.alive
 	n.alive = n.members.alive()
+	if len(n.alive) > 0 {
+		n.wake()
+	}
 	if n.trustAt == 0 && len(n.alive) > 0 {
 		n.trustAt = n.now() + discoveryWindow
 	}
@@ -320,6 +328,7 @@ func (n *Node) act(as []gossip.Action) {
 	for _, a := range as {
 		switch a := a.(type) {
 		case gossip.News:
+			n.heardSomebody()
 			n.learnt(a.Out)
 		case gossip.Send:
 			n.send(a.To, frame(chanGossip, n.self, a.Body))
@@ -327,6 +336,8 @@ func (n *Node) act(as []gossip.Action) {
 			n.send(a.To, frame(chanGossip, n.self, a.Body))
 		case gossip.Agreed:
 			n.doubtful = false
+			n.heardSomebody()
+			n.see()
 			if !n.settled {
 				n.settle()
 			}
@@ -403,7 +414,9 @@ func (n *Node) refresh() {
 		n.stale = false
 		n.view = n.doc.View()
 		n.noteHeads()
-		n.step(ipam.Saw{View: n.view})
+		if n.blind == 0 {
+			n.step(ipam.Saw{View: n.view})
+		}
 		n.obeyKills()
 		n.checkEpoch()
 	}
@@ -458,6 +471,9 @@ func (n *Node) dispatch(m outgoing) {
 func (n *Node) publish() {
 	was := n.shown.Load()
 	now := shown{view: n.view, wishes: was.wishes, pending: n.pending(), warnings: n.warnings(), next: make(chan struct{})}
+	if n.blind != 0 {
+		now.view = was.view
+	}
 	if n.wishesOf {
 		now.wishes = sortedWishes(n.store.wishes)
 		n.wishesOf = false

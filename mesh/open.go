@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"path/filepath"
 	"slices"
+	"strconv"
 
 	"meshnet/crdt"
 	"meshnet/ipam"
@@ -30,6 +31,7 @@ type stored struct {
 	copied bool // from another machine
 	// resumed: it goes on in the epoch of the log.
 	resumed bool
+	heard   int64 // seconds since 1970: when others were last heard; 0: never
 }
 
 // openState reads the state directory and begins a new log there. Where this node may have told
@@ -63,7 +65,7 @@ func openState(c *Config) (s *stored, err error) {
 			return nil, fmt.Errorf("read log %s: %w; it was written by a newer meshnet, or remove the state directory "+
 				"to become a new node", path, err)
 		}
-		if r.kind == recState {
+		if r.kind == recState || r.kind == recAlone {
 			kept = append(kept, r)
 			size += len(r.body)
 		}
@@ -136,6 +138,14 @@ func (s *stored) replay(r record) error {
 			return err
 		}
 		delete(s.wishes, id)
+	case recHeard:
+		at, err := strconv.ParseInt(string(r.body), 10, 64)
+		if err != nil {
+			return fmt.Errorf("when others were heard: %w", err)
+		}
+		s.heard = at
+	case recAlone:
+		s.doc.Alone()
 	case recIPAM:
 		s.ipam = append(s.ipam, slices.Clone(r.body))
 	}
@@ -145,6 +155,9 @@ func (s *stored) replay(r record) error {
 // records returns a log that begins now: who writes it, what ipam logged, the document and the wishes.
 func (s *stored) records(doc []record) []record {
 	rs := []record{bootRecord(s.boot)}
+	if s.heard != 0 {
+		rs = append(rs, heardRecord(s.heard))
+	}
 	for _, r := range s.ipam {
 		rs = append(rs, record{recIPAM, r})
 	}

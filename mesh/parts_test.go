@@ -43,6 +43,8 @@ func TestLogBytes(t *testing.T) {
 		{recAttach, encodeWish(fullWish)},
 		{recDetach, []byte(fullWish.ID.String())},
 		{recIPAM, nil},
+		heardRecord(1700000000),
+		{recAlone, nil},
 	}
 	path := filepath.Join(t.TempDir(), "log")
 	l, err := createLog(path, rs[:2])
