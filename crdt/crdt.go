@@ -23,6 +23,15 @@ func ParseNode(s string) (Node, error) {
 // Epoch counts the lives of one replica's map. It starts at 1; a higher epoch replaces a lower one whole.
 type Epoch uint32
 
+// Next returns a later epoch. chance is random: two lives that began from one copy of a disk then write
+// in different epochs, and who holds the one hears of the other.
+func (e Epoch) Next(chance uint16) Epoch {
+	if next := uint64(e) + 1 + uint64(chance); next < 1<<32 {
+		return Epoch(next)
+	}
+	return 1<<32 - 1
+}
+
 // Seq numbers the ops of one replica in one epoch, from 1, without gaps at the writer.
 type Seq uint64
 

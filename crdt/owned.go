@@ -158,7 +158,7 @@ func (o *Owned) heard(e Epoch, s Seq) {
 		return
 	}
 	if e == o.epoch {
-		if l := o.shown(o.self); s == 0 || l != nil && l.covered(s) {
+		if l := o.shown(o.self); s == 0 || l != nil && l.epoch == e && l.covered(s) {
 			return
 		}
 	}

@@ -175,12 +175,12 @@ type ownedWorld struct {
 	patches  []delayed
 }
 
-// TestOwned compares replicas under any delivery of ops and patches with one that keeps all ops:
+// TestL4OwnedReference compares replicas under any delivery of ops and patches with one that keeps all ops:
 // merge is union (L1, L3, L4), removed cells stay removed (I1), the forgotten stay so (I4), nothing
 // is left of removals without gaps (I5), news are the change and empty exactly without one (L5),
 // digests are equal exactly when replicas are (L7). Replicas forget nodes and drop what they hold of
 // others on the way.
-func TestOwned(t *testing.T) {
+func TestL4OwnedReference(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		w := ownedWorld{ops: history(t)}
 		if len(w.ops) == 0 {

@@ -64,9 +64,9 @@ func (r *refShared) dump() string {
 	return b.String()
 }
 
-// TestShared compares replicas under any delivery of deltas, whole or in parts, with the sets of all
+// TestL4SharedReference compares replicas under any delivery of deltas, whole or in parts, with the sets of all
 // adds and removals: L1 to L5, L7 and I2.
-func TestShared(t *testing.T) {
+func TestL4SharedReference(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		var all, twins []*Shared
 		var refs []*refShared
@@ -130,7 +130,7 @@ func TestShared(t *testing.T) {
 	})
 }
 
-func TestAddWins(t *testing.T) {
+func TestI2AddWins(t *testing.T) {
 	a, b := NewShared(1, nil), NewShared(2, nil)
 	b.Merge(a.Add([]byte("k"), []byte("old"), 1, 0))
 	del, _ := b.Remove([]byte("k"))

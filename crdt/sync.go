@@ -184,7 +184,7 @@ func (l *life) lacks(heads []Head, beyond bool) (from Seq, lacks bool) {
 func (l *life) patch(n Node, from Seq) Patch {
 	p := Patch{
 		Node: n, Epoch: l.epoch, Whole: l.whole, From: from, Head: l.head,
-		Cloud: slices.Clone(l.cloud), Listed: from < l.exact,
+		Cloud: slices.Clone(l.cloud), Listed: from > 0 && from < l.exact,
 	}
 	for op := range l.since(from + 1) {
 		sent := *op
@@ -374,7 +374,7 @@ func Coalesce(ops []Op) []Op {
 	out := make([]Op, 0, len(ops))
 	for _, op := range ops {
 		if i, ok := last[string(op.Key)]; ok && out[i].Node == op.Node && out[i].Epoch == op.Epoch {
-			op.Closes = slices.Concat(out[i].Closes, op.Closes)
+			op.Closes = slices.Concat(out[i].Closes, []Seq{out[i].Seq}, op.Closes)
 			slices.Sort(op.Closes)
 			op.Closes = slices.Compact(op.Closes)
 			out[i].Seq = 0

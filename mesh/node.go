@@ -507,7 +507,7 @@ func (n *Node) checkEpoch() {
 		return
 	}
 	n.renews = append(n.renews, now)
-	epoch := max(n.doc.Epoch(), doubt, gone) + 1
+	epoch := max(n.doc.Epoch(), doubt, gone).Next(uint16(random64()))
 	n.c.Log.Warn("others know more of this node than it does itself; it writes all it has anew", "epoch", epoch)
 	if n.failed = n.store.enter(n.c.StateDir, epoch); n.failed != nil {
 		return

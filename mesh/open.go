@@ -88,7 +88,7 @@ func openState(c *Config) (s *stored, err error) {
 // the epoch, which alone a later start takes for its own.
 func (s *stored) renew(dir string, actor crdt.Actor) ([]record, error) {
 	doubt, _ := s.doc.Doubt()
-	epoch := max(s.doc.Epoch(), doubt, s.who.Epoch) + 1
+	epoch := max(s.doc.Epoch(), doubt, s.who.Epoch).Next(uint16(random64()))
 	if err := s.enter(dir, epoch); err != nil {
 		return nil, err
 	}
