@@ -192,8 +192,8 @@ func TestRefusedBytes(t *testing.T) {
 	}
 }
 
-// TestLimit sees that messages keep the limit, and say in any order what they said together.
-func TestLimit(t *testing.T) {
+// TestW1Limit sees that messages keep the limit, and say in any order what they said together.
+func TestW1Limit(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		w := newWorld(t, 2)
 		for range rapid.IntRange(1, 25).Draw(t, "changes") {
@@ -229,8 +229,8 @@ func TestLimit(t *testing.T) {
 	})
 }
 
-// TestRelay sees that a node of this version passes on what it does not know.
-func TestRelay(t *testing.T) {
+// TestW1Relay sees that a node of this version passes on what it does not know.
+func TestW1Relay(t *testing.T) {
 	later := append((&Endpoint{Network: 5, Container: "c1"}).encode(), 0xa2, 1, 5, 'l', 'a', 't', 'e', 'r')
 	op := crdt.Op{Node: 1, Epoch: 1, Seq: 1, Key: []byte(endpointKey(7)), Value: later, Ext: []byte{0xa0, 1, 1}}
 	entry := crdt.Entry{Dot: crdt.Dot{Actor: 1, N: 1}, Key: []byte("later/1"), Value: []byte{9, 9}, Ext: []byte{0xa0, 1, 2}}
