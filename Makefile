@@ -4,7 +4,7 @@
 # make check      format, vet, staticcheck, shellcheck, architecture, tidy modules: seconds, no root
 # make test       installs what is missing (apt), then every test and the lab's tests (root)
 # make soak       the same things for long: more seeds, longer fuzzing, the lab three times over
-# make race fuzz sim golden bench cover deps      as they say below
+# make race fuzz mutate sim golden bench cover deps      as they say below
 
 SHELL := /bin/bash
 .DELETE_ON_ERROR:
@@ -73,6 +73,11 @@ sim:
 .PHONY: sim-scale
 sim-scale:
 	go test -count 1 -timeout 1h ./mesh/sim -run Scale -v -scale 1000
+
+# Puts faults into the code that carries the laws, one at a time: the test that is named for each has to fail.
+.PHONY: mutate
+mutate:
+	go test -count 1 -timeout 60m ./state -run TestMutations -mutate -v
 
 .PHONY: fuzz
 fuzz:

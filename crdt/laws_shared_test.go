@@ -159,9 +159,9 @@ func TestI2AddSurvives(t *testing.T) {
 			return
 		}
 		everybody := sharedOf(rapid.Permutation(append(slices.Clone(ds), gone)).Draw(t, "order"))
-		for _, e := range sharedOf(ds).Values(key) {
+		for _, e := range sharedOf(ds).Full().Entries {
 			seen := slices.ContainsFunc(knew, func(k Entry) bool { return k.Dot == e.Dot })
-			lives := slices.ContainsFunc(everybody.Values(key), func(k Entry) bool { return k.Dot == e.Dot })
+			lives := slices.ContainsFunc(everybody.Values(string(e.Key)), func(k Entry) bool { return k.Dot == e.Dot })
 			if lives == seen {
 				t.Fatalf("add %v of %s: seen by the remove %v, lives %v", e.Dot, key, seen, lives)
 			}

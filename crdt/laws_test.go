@@ -217,7 +217,9 @@ func TestL6OwnedSync(t *testing.T) {
 func TestL7OwnedDigest(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		ops := history(t)
-		a, b := drawRecipe(t, ops, "a").replica(), drawRecipe(t, ops, "b").replica()
+		told := drawRecipe(t, ops, "told")
+		a, b := told.replica(), told.replica()
+		b.Merge(slices.Clone(drawRecipe(t, ops[:min(len(ops), 2)], "a little more")))
 		if (a.Digest() == b.Digest()) != (dump(a) == dump(b)) || (a.Buckets() == b.Buckets()) != (dump(a) == dump(b)) {
 			t.Fatalf("digests equal %v of\n%s\n%s", a.Digest() == b.Digest(), dump(a), dump(b))
 		}
@@ -374,6 +376,24 @@ func TestI3TwoLives(t *testing.T) {
 	r.Merge(two.Renew(first.Next(0)))
 	if dump(r) != dump(two) || r.Digest() != two.Digest() {
 		t.Fatalf("others\n%shas\n%s", dump(r), dump(two))
+	}
+}
+
+// TestI3EmptyEpoch: a node that began an epoch and has written nothing in it yet doubts when others hold
+// ops of that epoch, though it has as many of the epoch before.
+func TestI3EmptyEpoch(t *testing.T) {
+	w, r := NewOwned(1, 1, nil), NewOwned(2, 1, nil)
+	a := w.Put([]byte("a"), []byte("1"))
+	gone, _ := w.Remove([]byte("a"))
+	w.Renew(2)
+	r.Merge([]Op{w.Put([]byte("b"), []byte("2"))})
+	back := NewOwned(1, 2, nil) // rolled back to before it wrote b
+	back.Restore([]Op{a, gone})
+	for _, p := range all(r) {
+		back.Patch(p)
+	}
+	if e, doubts := back.Doubt(); !doubts || e != 2 {
+		t.Fatalf("no doubt: %d %v", e, doubts)
 	}
 }
 

@@ -238,7 +238,7 @@ func TestUntouched(t *testing.T) {
 	}
 }
 
-func must(t testing.TB, d *Doc, cs ...Change) Out {
+func must(t rapid.TB, d *Doc, cs ...Change) Out {
 	t.Helper()
 	out, err := d.Apply(cs...)
 	if err != nil {

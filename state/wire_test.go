@@ -2,6 +2,7 @@ package state
 
 import (
 	"bytes"
+	"encoding/binary"
 	"encoding/hex"
 	"flag"
 	"fmt"
@@ -252,6 +253,94 @@ func TestW1Relay(t *testing.T) {
 	e, _ := relay.View().Endpoint(7)
 	if got := e.encode(); !bytes.Equal(got, later) {
 		t.Errorf("written again as %x, was %x", got, later)
+	}
+}
+
+// TestW1OldRelaysNew has a node of today between two of a later version: an endpoint with a field that
+// it does not know, an op and a shared entry with fields of their own, and records of kinds that it does
+// not know go through its merge, its log, its answers to a third node and its news, and come out with
+// the bytes that they had. Its views show what it understands.
+func TestW1OldRelaysNew(t *testing.T) {
+	later := binary.AppendUvarint(appendField(nil, 40, "later"), 50<<3)
+	later = binary.AppendUvarint(later, 7)
+	endpoint := (&Endpoint{Network: 5, Container: "c1", Addr: addr("10.2.0.5"), unknown: later}).encode()
+	ops := []crdt.Op{
+		{Node: 1, Epoch: 1, Seq: 1, Key: []byte(keyNode), Value: append((&Node{Name: "new", Addr: addr("192.0.2.1")}).encode(), later...), Ext: later},
+		{Node: 1, Epoch: 1, Seq: 2, Key: []byte(endpointKey(7)), Value: endpoint, Ext: later},
+		{Node: 1, Epoch: 1, Seq: 3, Key: []byte("route/10.9.0.0/16"), Value: append([]byte{9}, later...), Ext: later},
+		{Node: 1, Epoch: 1, Seq: 4, Key: []byte(endpointKey(8)), Value: []byte{version + 1, 0xff, 0xff}},
+		{Node: 1, Epoch: 1, Seq: 5, Key: []byte(useKey(5)), Value: append((&Use{Created: sampleCreated}).encode(), later...), Ext: later},
+		{Node: 1, Epoch: 1, Seq: 6, Key: []byte{0, 0xff, '/'}, Value: []byte{}},
+	}
+	created := sampleCreated
+	entries := []crdt.Entry{
+		{Dot: crdt.Dot{Actor: 1, N: 1}, Key: []byte("policy/1"), Value: append([]byte{9}, later...), Lamport: 4, Created: 5, Ext: later},
+		{Dot: crdt.Dot{Actor: 1, N: 2}, Key: []byte(networkKey(5)), Value: append(created.encode(), later...), Lamport: 5, Created: 6, Ext: later},
+		{Dot: crdt.Dot{Actor: 1, N: 3}, Key: []byte(forgetKey(77)), Value: append(encodeCount(3), later...), Ext: later},
+	}
+	told := Encode(Out{Ops: ops, Shared: []crdt.Delta{{Entries: entries}}}, 1<<20)
+
+	relay := NewDoc(2, 1, 2)
+	var news Out
+	for _, m := range told {
+		// What the message itself has that is new is passed over, not refused.
+		in, err := Decode(append(slices.Clone(m), later...))
+		if err != nil {
+			t.Fatal(err)
+		}
+		news = relay.Merge(in)
+	}
+	restarted := NewDoc(2, 1, 2)
+	for _, m := range Encode(news, 1<<20) { // what a log holds
+		in, err := Decode(m)
+		if err != nil {
+			t.Fatal(err)
+		}
+		restarted.Restore(in)
+	}
+	for name, out := range map[string]Out{
+		"news": news, "answer": everything(relay), "answer after a restart": everything(restarted),
+	} {
+		for _, limit := range []int{200, 1 << 20} {
+			third := NewDoc(3, 1, 3)
+			messages := Encode(out, limit)
+			for _, m := range append(messages, messages...) {
+				in, err := Decode(m)
+				if err != nil {
+					t.Fatal(err)
+				}
+				third.Merge(in)
+			}
+			for _, want := range ops {
+				if got, _ := third.owned.Get(1, string(want.Key)); !reflect.DeepEqual(got, want) {
+					t.Errorf("%s, in messages of %d: a third node has\n%+v\nwant\n%+v", name, limit, got, want)
+				}
+			}
+			for _, want := range entries {
+				if got, _ := third.shared.Value(string(want.Key)); !reflect.DeepEqual(got, want) {
+					t.Errorf("%s, in messages of %d: a third node has\n%+v\nwant\n%+v", name, limit, got, want)
+				}
+			}
+			if third.Digest() != relay.Digest() || third.Digest() != restarted.Digest() {
+				t.Errorf("%s: digests differ", name)
+			}
+		}
+	}
+	v := relay.View()
+	if e, ok := v.Endpoint(7); !ok || !bytes.Equal(e.encode(), endpoint) || e.Container != "c1" {
+		t.Errorf("the endpoint is shown as %+v", e)
+	}
+	if n, ok := v.Node(1); !ok || n.Name != "new" {
+		t.Error("the node is not shown")
+	}
+	if _, ok := v.Endpoint(8); ok || relay.Ignored() == 0 {
+		t.Error("a record of a later form is shown, or not counted")
+	}
+	if _, ok := v.Forgotten(77); !ok {
+		t.Error("a forget record with a later field is not read")
+	}
+	if _, ok := v.Network(5); !ok {
+		t.Error("the network is not shown")
 	}
 }
 
