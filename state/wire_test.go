@@ -395,6 +395,36 @@ func FuzzRecords(f *testing.F) {
 	})
 }
 
+// FuzzText: ids, MACs and keys are read in one form only, which is the one that is written.
+func FuzzText(f *testing.F) {
+	for _, s := range []string{
+		"00000000000000ff", "02:42:0a:02:00:05", "0242.0a02.0005", keyNode, endpointKey(7), useKey(5), blockKey(5, prefix("10.2.0.0/24")), "blk/0000000000000005/10.2.0.1/24",
+		blockKey(5, prefix("2001:db8::/64")), networkKey(9), killKey(9), forgetKey(9), lifeKey(sampleDefinition), "net/0000000000000000", "ep/00000000000000FF", "blk//",
+	} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		if id, err := ParseEndpointID(s); err == nil && id.String() != strings.ToLower(s) {
+			t.Errorf("id %q is read as %s", s, id)
+		}
+		if m, err := ParseMAC(s); err == nil {
+			if again, err := ParseMAC(m.String()); err != nil || again != m {
+				t.Errorf("MAC %q is read as %s, that as %s: %v", s, m, again, err)
+			}
+		}
+		if id, ok := parseID[EndpointID](s, keyEndpoint); ok && endpointKey(id) != s {
+			t.Errorf("key %q is read as %s", s, endpointKey(id))
+		}
+		if id, p, ok := parseBlockKey(s); ok && blockKey(id, p) != s {
+			t.Errorf("key %q is read as %s", s, blockKey(id, p))
+		}
+		d := NewDoc(1, 1, 1)
+		d.onOwned(2, s)
+		d.onShared(s)
+		dumpView(d.View())
+	})
+}
+
 // everything is what a node that knows nothing is told.
 func everything(d *Doc) Out {
 	var zero []crdt.Head
