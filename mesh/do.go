@@ -56,10 +56,7 @@ func (n *Node) Do(ctx context.Context, w state.Wish) (state.Outcome, error) {
 func (n *Node) do(w state.Wish, reply chan<- result) {
 	n.refresh()
 	var out state.Outcome
-	var err error
-	if n.twin {
-		err = fmt.Errorf("two hosts write as node %s; remove the state directory of one of them", n.self)
-	}
+	err := n.yields()
 	switch w := w.(type) {
 	case state.Attach:
 		if err == nil {

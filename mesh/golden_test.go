@@ -20,6 +20,7 @@ func TestGoldenFrames(t *testing.T) {
 		{"ask", frame(chanAsk, 0xa1, encodeTell(9, [16]byte{})[:8]), "010500000000000000a10000000000000009"},
 		{"tell", frame(chanTell, 0xa1, encodeTell(9, [16]byte{1, 15: 2})), "010600000000000000a1000000000000000901000000000000000000000000000002"},
 		{"bye", frame(chanBye, 0xa1, nil), "010700000000000000a1"},
+		{"twin", frame(chanTwin, 0xa1, []byte("192.0.2.1:17946")), "010800000000000000a13139322e302e322e313a3137393436"},
 		{"metadata", meta{0xa1, 7, "h1"}.encode(), "0100000000000000a100000007026831"},
 	} {
 		if got := hex.EncodeToString(tt.b); got != tt.want {

@@ -50,7 +50,7 @@ type members struct {
 
 	mu    sync.Mutex
 	known map[state.NodeID]*member
-	twin  string // the address of a member that has our id; empty: none
+	twin  string // where a member with our id was seen; empty: nowhere
 }
 
 type member struct {
@@ -177,13 +177,6 @@ func (m *members) packet(to state.NodeID, b []byte) {
 	}
 }
 
-// twinAddr returns where another member with this node's id is.
-func (m *members) twinAddr() string {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	return m.twin
-}
-
 func (m *members) changes() {
 	select {
 	case m.changed <- struct{}{}:
@@ -267,6 +260,7 @@ func (m *members) NotifyConflict(_, other *memberlist.Node) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.twin = other.Address()
+	m.changes()
 }
 
 // NodeMeta says who this node is.

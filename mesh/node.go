@@ -73,7 +73,8 @@ type Node struct {
 	doubtful bool          // the log may be an older copy: no member has been compared with yet
 	trustAt  time.Duration // when it is trusted without; 0: nobody met yet
 	renews   []time.Duration
-	twin     bool // two hosts write under our id
+	overrun  bool // others know more of this node again and again: another writes under its id
+	copy     twin
 	rewant   time.Duration
 	wants    map[state.EndpointID]*want
 	acks
@@ -231,7 +232,7 @@ func (n *Node) now() time.Duration { return time.Since(n.start) }
 // untilNext returns how long nothing is due.
 func (n *Node) untilNext() time.Duration {
 	next := n.now() + time.Hour
-	for _, at := range []time.Duration{n.gossip.Next(), n.ipamNext, n.askNext, n.rewant, n.blind} {
+	for _, at := range []time.Duration{n.gossip.Next(), n.ipamNext, n.askNext, n.rewant, n.blind, n.copy.next} {
 		if at != 0 {
 			next = min(next, at)
 		}
@@ -260,6 +261,9 @@ func (n *Node) tick() {
 	if n.rewant != 0 && n.rewant <= now {
 		n.takeUp()
 	}
+	if n.copy.next != 0 && n.copy.next <= now {
+		n.askTwin()
+	}
 	if n.blind != 0 && n.blind <= now {
 		n.see()
 	}
@@ -269,6 +273,10 @@ func (n *Node) tick() {
 func (n *Node) receive(b []byte) {
 	n.members.waiting.Add(-int64(len(b)))
 	c, from, body, err := unframe(b)
+	if err == nil && from == n.self && c == chanTwin {
+		n.onTwin(body)
+		return
+	}
 	if err != nil || from == n.self || from == 0 {
 		n.c.Log.Debug("message dropped", "peer", from, "err", err)
 		return
@@ -302,6 +310,7 @@ func (n *Node) receive(b []byte) {
 func (n *Node) meet() {
 	was := n.alive
 	n.alive = n.members.alive()
+	n.suspectTwin()
 	if len(n.alive) > 0 {
 		n.wake()
 	}
@@ -503,7 +512,8 @@ func (n *Node) checkEpoch() {
 	}
 	now := n.now()
 	n.renews = slices.DeleteFunc(n.renews, func(at time.Duration) bool { return now-at > time.Minute })
-	if n.twin = len(n.renews) >= renewsMax; n.twin {
+	n.overrun = len(n.renews) >= renewsMax && !n.copied()
+	if n.yields() != nil {
 		return
 	}
 	n.renews = append(n.renews, now)

@@ -106,11 +106,8 @@ func (n *Node) pending() []string {
 // warnings lists what a person should look at, on the loop.
 func (n *Node) warnings() []string {
 	var ws []string
-	if at := n.members.twinAddr(); at != "" {
-		ws = append(ws, fmt.Sprintf("another host, at %s, has this node's id %s; remove the state directory of one of them", at, n.self))
-	}
-	if n.twin {
-		ws = append(ws, fmt.Sprintf("two hosts write as node %s, so this one makes no changes; remove the state directory of one of them", n.self))
+	if w, ok := n.twinWarning(); ok {
+		ws = append(ws, w)
 	}
 	return ws
 }

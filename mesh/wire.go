@@ -19,6 +19,7 @@ const (
 	chanAsk                       // send your digest; with a number that the answer repeats
 	chanTell                      // a digest
 	chanBye                       // the sender stops on purpose
+	chanTwin                      // the sender has the receiver's id; where it is, as text
 )
 
 const (

@@ -1,6 +1,7 @@
 package state
 
 import (
+	"net/netip"
 	"time"
 
 	"meshnet/crdt"
@@ -62,6 +63,10 @@ func (d *Doc) Meet(silent time.Duration) bool { return silent >= SilenceMax && d
 
 // Alone drops what is held of other nodes' maps, and reports whether there was any.
 func (d *Doc) Alone() bool { return d.owned.Alone() }
+
+// Yields reports whether, of two living hosts with one identity, the one at own makes no changes: the one
+// with the larger address.
+func Yields(own, other netip.AddrPort) bool { return other.Compare(own) < 0 }
 
 // Renew begins a later epoch: the own map is written again whole, by a new actor. The epoch must be
 // higher than those of [Doc.Epoch] and [Doc.Doubt].
