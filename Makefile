@@ -51,6 +51,7 @@ test: deps build
 
 .PHONY: soak
 soak: deps build
+	$(MAKE) mutate
 	$(MAKE) sim RUNS=1000000
 	$(MAKE) sim RUNS=20000 NODES=50
 	$(MAKE) sim-scale
