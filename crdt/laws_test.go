@@ -215,6 +215,16 @@ func TestL6OwnedSync(t *testing.T) {
 }
 
 func TestL7OwnedDigest(t *testing.T) {
+	// What is known beyond a gap counts as well.
+	w := NewOwned(1, 1, nil)
+	ops := []Op{w.Put([]byte("a"), []byte("1")), w.Put([]byte("b"), []byte("2")), w.Put([]byte("c"), []byte("3")), w.Put([]byte("d"), []byte("4"))}
+	digests := map[[16]byte]bool{}
+	for _, r := range []recipe{ops[:1], {ops[0], ops[2]}, {ops[0], ops[3]}, {ops[0], ops[2], ops[3]}, ops} {
+		digests[r.replica().Digest()] = true
+	}
+	if len(digests) != 5 {
+		t.Fatalf("%d digests of 5 replicas", len(digests))
+	}
 	rapid.Check(t, func(t *rapid.T) {
 		ops := history(t)
 		told := drawRecipe(t, ops, "told")

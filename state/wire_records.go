@@ -134,7 +134,7 @@ const createdFields = "buuuu"
 func (c *Created) encode() []byte { return append([]byte{version}, c.fields()...) }
 
 func (c *Created) fields() []byte {
-	b := appendField(nil, 1, c.Def.fields())
+	b := appendBytes(nil, 1, c.Def.fields())
 	b = appendUint(b, 2, uint64(c.VNI))
 	b = appendUint(b, 3, c.Lamport)
 	b = appendUint(b, 4, uint64(c.At))
@@ -216,7 +216,7 @@ func decodeEndpoint(b []byte) (e Endpoint, err error) {
 const useFields = "b"
 
 func (u *Use) encode() []byte {
-	b := appendField([]byte{version}, 1, u.Created.fields())
+	b := appendBytes([]byte{version}, 1, u.Created.fields())
 	return append(b, u.unknown...)
 }
 
