@@ -554,6 +554,56 @@ func TestLostLog(t *testing.T) {
 	})
 }
 
+// TestRolledBack: a disk put back to before a reboot does not write a second time in the epoch that
+// began then, which others would take for what they have.
+func TestRolledBack(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLab(t)
+		defer l.end()
+		for i := range 2 {
+			l.start(i)
+		}
+		l.await("formed", 10*time.Second, l.converged)
+		time.Sleep(5 * time.Second) // each has a block
+		nw, _ := l.nodes[1].View().ByName("default")
+		dir := filepath.Join(l.dir, "1", "state")
+		l.stop(1)
+		image := map[string][]byte{}
+		for _, name := range []string{"log", "identity"} {
+			b, err := os.ReadFile(filepath.Join(dir, name))
+			must(t, err)
+			image[name] = b
+		}
+		reboot := func(id string) *host {
+			must(t, os.WriteFile(filepath.Join(l.dir, "1", "boot-id"), []byte(id), 0o600))
+			return l.start(1)
+		}
+		reboot("second\n").do(t, attach(nw.ID, "lost"))
+		l.await("attached", 40*time.Second, l.converged)
+		l.stop(1)
+		for name, b := range image {
+			must(t, os.WriteFile(filepath.Join(dir, name), b, 0o600))
+		}
+		l.net.Split([]netip.Addr{addr(1)})
+		h := reboot("third\n")
+		<-h.Ready()
+		h.do(t, attach(nw.ID, "kept"))
+		l.net.Heal()
+		l.await("converged", time.Minute, l.converged)
+		time.Sleep(2 * time.Second)
+		for _, h := range l.nodes {
+			nw, _ := h.View().Network(nw.ID)
+			var names []string
+			for e := range nw.Claims() {
+				names = append(names, e.Container)
+			}
+			if !slices.Equal(names, []string{"kept"}) {
+				t.Errorf("%s shows %v", h.c.Name, names)
+			}
+		}
+	})
+}
+
 func TestWrongKey(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := newLab(t)
