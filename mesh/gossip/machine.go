@@ -25,19 +25,25 @@ type Config struct {
 	Doc  Doc
 	// Seed chooses with whom and when digests are compared. Nodes should have different ones.
 	Seed uint64
-	// Flat is up to how many members news goes from its writer to everybody. 0: 16.
+	// Flat is up to how many members, this one included, news goes from its writer to everybody; in
+	// a larger mesh it goes down trees. 0: 64.
 	Flat int
 }
 
 const (
-	flatDefault = 16
+	flatDefault = 64
 	buckets     = 32
 	allBuckets  = 1<<buckets - 1
 	// answerPackets is up to how many packets an answer is sent as packets, not as a stream.
 	answerPackets = 4
-	// greetMax is with how many peers documents are compared at once when a member appears.
+	// greetMax is with how many peers documents are compared at once when members appear.
 	greetMax = 3
+	// heldMax is how many own writes of different keys wait; with more of them all are left to the
+	// digests.
+	heldMax = 4096
 
+	// pushPause is how long own news waits for more after some was pushed.
+	pushPause   = 2 * time.Millisecond
 	gapDelay    = 30 * time.Millisecond
 	gapDelayMax = time.Second
 	greetDelay  = 100 * time.Millisecond
@@ -45,7 +51,9 @@ const (
 	idleDelay   = time.Second
 )
 
-// soonDelays is when after news documents are compared.
+// soonDelays is when after news documents are compared: with the next member by id, where what a push
+// lost is found by whoever comes before the loser; with the member before, unless that one has shown
+// meanwhile that it has the same; and, then too, with any.
 var soonDelays = [...]time.Duration{20 * time.Millisecond, 60 * time.Millisecond, 140 * time.Millisecond}
 
 // Event is something that happened.
@@ -108,9 +116,13 @@ func (Agreed) action() {}
 type Counters struct {
 	Pushed    uint64 // messages of own news
 	Relayed   uint64 // messages of others' news
+	Held      uint64 // own writes that waited for a moment, or for the rate of pushes
+	Coalesced uint64 // own writes not sent because a later one of the same key says it all
 	Digests   uint64 // digests sent
+	Differing uint64 // digests received that differ from the own
+	Pulls     uint64 // wants sent because of a gap
 	Answers   uint64 // answers sent, in messages
-	Dropped   uint64 // messages not sent because a rate was exceeded
+	Dropped   uint64 // messages and own writes not sent because a rate or a bound was exceeded
 	Unknown   uint64 // messages received of an unknown version or kind
 	Malformed uint64 // messages received that do not decode
 }
@@ -130,13 +142,19 @@ type Machine struct {
 	greet map[state.NodeID]greeting
 
 	soon     [len(soonDelays)]time.Duration // when to compare after news; 0: not planned
+	vouched  bool                           // the member before has shown that it has the news
 	idle     time.Duration                  // when to compare in any case
 	gap      time.Duration                  // when to pull what gaps lack; 0: no gap
 	gapDelay time.Duration
 
-	relays, answers bucket
-	now             time.Duration
-	acts            []Action
+	// held is own news that waits for the rate of pushes, or for more news.
+	held   state.Out
+	need   float64       // how many messages it takes, if that is known
+	pushed time.Duration // when own news was pushed last
+
+	pushes, relays, answers, greets, compares bucket
+	now                                       time.Duration
+	acts                                      []Action
 }
 
 type greeting struct {
@@ -151,10 +169,14 @@ func New(c Config) *Machine {
 	}
 	return &Machine{
 		self: c.Self, doc: c.Doc, flat: c.Flat, rand: mix(c.Seed) ^ uint64(c.Self),
-		kids:    map[state.NodeID][]state.NodeID{},
-		greet:   map[state.NodeID]greeting{},
-		relays:  bucket{rate: 20_000, burst: 10_000, level: 10_000},
-		answers: bucket{rate: 10 << 20, burst: 4 << 20, level: 4 << 20},
+		kids:     map[state.NodeID][]state.NodeID{},
+		greet:    map[state.NodeID]greeting{},
+		pushes:   bucket{rate: 20_000, burst: 20_000, level: 20_000},
+		pushed:   -pushPause,
+		compares: bucket{rate: 50, burst: 25, level: 25},
+		greets:   bucket{rate: greetMax, burst: greetMax, level: greetMax},
+		relays:   bucket{rate: 20_000, burst: 10_000, level: 10_000},
+		answers:  bucket{rate: 10 << 20, burst: 4 << 20, level: 4 << 20},
 	}
 }
 
@@ -167,7 +189,7 @@ func (m *Machine) Step(now time.Duration, ev Event) []Action {
 	switch ev := ev.(type) {
 	case Local:
 		if !ev.Out.Empty() {
-			m.push(m.self, m.self, ev.Out)
+			m.tell(ev.Out)
 			m.planSoon()
 		}
 	case Packet:
@@ -200,6 +222,9 @@ func (m *Machine) Next() time.Duration {
 	}
 	for _, g := range m.greet {
 		next = min(next, g.at)
+	}
+	if !m.held.Empty() {
+		next = min(next, max(m.pushes.when(m.need), m.pushed+pushPause))
 	}
 	return next
 }
@@ -234,7 +259,11 @@ func (m *Machine) meet(alive []state.NodeID) {
 	if len(mine) > greetMax {
 		mine = mine[:greetMax]
 	}
-	mine = append(mine, greeters(m.self, fresh, greetMax)...)
+	for _, id := range greeters(m.self, fresh, greetMax) {
+		if m.greets.take(m.now, 1) {
+			mine = append(mine, id)
+		}
+	}
 	slices.Sort(mine)
 	for _, id := range slices.Compact(mine) {
 		m.greet[id] = greeting{m.now + greetDelay, 1}
@@ -247,39 +276,95 @@ func (m *Machine) isMember(id state.NodeID) bool {
 	return ok
 }
 
-// push sends news that origin made to those to whom it falls to this node, but not back to from.
-func (m *Machine) push(origin, from state.NodeID, out state.Out) {
-	var to []state.NodeID
-	switch {
-	case len(m.members)+1 > m.flat:
-		kids, ok := m.kids[origin]
-		if !ok {
-			kids = children(m.self, origin, m.members)
-			m.kids[origin] = kids
+// tell pushes own news, or holds it where some was pushed a moment ago or the rate is exceeded; meanwhile later writes of a key take
+// the place of earlier ones.
+func (m *Machine) tell(out state.Out) {
+	if m.held.Empty() && m.now >= m.pushed+pushPause {
+		to := m.receivers(m.self)
+		if len(to) == 0 {
+			return // who comes compares documents
 		}
-		to = kids
-	case origin == m.self:
-		to = m.members
+		parts := state.Encode(out, pushMax)
+		if m.pushes.take(m.now, min(float64(len(to)*len(parts)), m.pushes.burst)) {
+			m.push(m.self, m.self, to, parts)
+			m.pushed = m.now
+			return
+		}
 	}
-	if len(to) == 0 {
+	m.count.Held += uint64(len(out.Ops))
+	m.held.Ops = append(m.held.Ops, out.Ops...)
+	m.held.Shared = append(m.held.Shared, out.Shared...)
+	if len(m.held.Ops)+len(m.held.Shared) < 2*heldMax {
 		return
 	}
-	for _, body := range state.Encode(out, PacketMax-10) {
+	m.coalesce()
+	if n := len(m.held.Ops) + len(m.held.Shared); n > heldMax {
+		m.count.Dropped += uint64(n)
+		m.held, m.need = state.Out{}, 0
+	}
+}
+
+// coalesce drops held writes that later ones of the same key overwrite.
+func (m *Machine) coalesce() {
+	n := len(m.held.Ops)
+	m.held.Ops = crdt.Coalesce(m.held.Ops)
+	m.count.Coalesced += uint64(n - len(m.held.Ops))
+}
+
+// release pushes what was held, once the rate allows it.
+func (m *Machine) release() {
+	if m.held.Empty() || m.now < m.pushed+pushPause || m.now < m.pushes.when(m.need) {
+		return
+	}
+	m.coalesce()
+	to, parts := m.receivers(m.self), state.Encode(m.held, pushMax)
+	m.need = min(float64(len(to)*len(parts)), m.pushes.burst)
+	if !m.pushes.take(m.now, m.need) {
+		return
+	}
+	m.push(m.self, m.self, to, parts)
+	m.held, m.need, m.pushed = state.Out{}, 0, m.now
+}
+
+// receivers returns to whom this node sends what origin made.
+func (m *Machine) receivers(origin state.NodeID) []state.NodeID {
+	if len(m.members)+1 <= m.flat {
+		if origin == m.self {
+			return m.members
+		}
+		return nil
+	}
+	kids, ok := m.kids[origin]
+	if !ok {
+		kids = children(m.self, origin, m.members)
+		m.kids[origin] = kids
+	}
+	return kids
+}
+
+// pass passes on news that came from another.
+func (m *Machine) pass(origin, from state.NodeID, news state.Out) {
+	if to := m.receivers(origin); len(to) > 0 {
+		m.push(origin, from, to, state.Encode(news, pushMax))
+	}
+}
+
+// push sends encoded news that origin made, but not back to from.
+func (m *Machine) push(origin, from state.NodeID, to []state.NodeID, parts [][]byte) {
+	for _, body := range parts {
 		body = encodePush(origin, body)
 		for _, id := range to {
-			if id == from || id == origin {
-				continue
-			}
 			switch {
+			case id == from || id == origin:
 			case origin == m.self:
 				m.count.Pushed++
-			case !m.relays.take(m.now, 1):
-				m.count.Dropped++
-				continue
-			default:
+				m.send(id, body)
+			case m.relays.take(m.now, 1):
 				m.count.Relayed++
+				m.send(id, body)
+			default:
+				m.count.Dropped++
 			}
-			m.send(id, body)
 		}
 	}
 }
@@ -298,16 +383,15 @@ func (m *Machine) tick() {
 	if len(m.members) == 0 {
 		return
 	}
-	compare := false
+	m.release()
 	for i, at := range m.soon {
 		if at != 0 && at <= m.now {
-			m.soon[i], compare = 0, true
+			m.soon[i] = 0
+			m.compareSoon(i)
 		}
 	}
 	if m.idle <= m.now {
-		m.idle, compare = m.now+m.jitter(idleDelay), true
-	}
-	if compare {
+		m.idle = m.now + m.jitter(idleDelay)
 		m.sendDigest(m.anyMember(), 0)
 	}
 	for _, id := range m.members {
@@ -327,6 +411,29 @@ func (m *Machine) tick() {
 	}
 }
 
+// compareSoon does one of the comparisons after news.
+func (m *Machine) compareSoon(round int) {
+	switch {
+	case round == 0:
+		m.sendDigest(m.neighbour(1), 0)
+	case m.vouched:
+	case round == 1:
+		m.sendDigest(m.neighbour(-1), 0)
+	default:
+		m.sendDigest(m.anyMember(), 0)
+	}
+}
+
+// neighbour returns the next member by id, or with -1 the one before, around the ring. It needs a
+// member.
+func (m *Machine) neighbour(step int) state.NodeID {
+	at, _ := slices.BinarySearch(m.members, m.self)
+	if step < 0 {
+		at += len(m.members) - 1
+	}
+	return m.members[at%len(m.members)]
+}
+
 // pullGaps asks for ops below those that are known: each writer itself where it is alive, some other
 // member for the rest and in every second round, since the way from a writer may be the fault.
 func (m *Machine) pullGaps() {
@@ -339,21 +446,23 @@ func (m *Machine) pullGaps() {
 	var rest []crdt.Head
 	for _, g := range gaps {
 		if direct && m.isMember(g.Node) {
+			m.count.Pulls++
 			m.send(g.Node, wantMsg{0, []crdt.Head{g}}.encode())
 		} else {
 			rest = append(rest, g)
 		}
 	}
 	if len(rest) > 0 {
+		m.count.Pulls++
 		m.send(m.anyMember(), wantMsg{0, rest}.encode())
 	}
 	m.gapDelay = min(2*m.gapDelay, gapDelayMax)
 	m.gap = m.now + m.gapDelay
 }
 
-// planSoon compares documents with somebody shortly after news. What is planned already serves this
-// news too.
+// planSoon compares documents shortly after news. What is planned already serves this news too.
 func (m *Machine) planSoon() {
+	m.vouched = false
 	for i, d := range soonDelays {
 		if m.soon[i] == 0 {
 			m.soon[i] = m.now + d
@@ -396,4 +505,12 @@ func (b *bucket) take(now time.Duration, n float64) bool {
 	}
 	b.level -= n
 	return true
+}
+
+// when returns from when on n tokens can be taken.
+func (b *bucket) when(n float64) time.Duration {
+	if n <= b.level {
+		return b.at
+	}
+	return b.at + time.Duration((n-b.level)/b.rate*float64(time.Second)) + 1
 }

@@ -50,7 +50,7 @@ func (m *Machine) onPush(from state.NodeID, b []byte) error {
 	}
 	news, err := m.merge(b)
 	if err == nil && !news.Empty() {
-		m.push(origin, from, news)
+		m.pass(origin, from, news)
 	}
 	return err
 }
@@ -79,10 +79,16 @@ func (m *Machine) onDigest(from state.NodeID, b []byte) error {
 	}
 	if d.digest == m.doc.Digest() {
 		delete(m.greet, from)
+		m.vouched = m.vouched || len(m.members) > 0 && from == m.neighbour(-1)
 		m.acts = append(m.acts, Agreed{from})
 		if d.flags&flagReply != 0 {
 			m.sendDigest(from, 0)
 		}
+		return nil
+	}
+	m.count.Differing++
+	if !m.compares.take(m.now, 1) {
+		m.count.Dropped++
 		return nil
 	}
 	// Where all heads fit into a packet they save a round trip.

@@ -15,6 +15,9 @@ const (
 	// exception.
 	StreamMax = 256 << 10
 
+	// pushMax is what of a packet a push has for its news.
+	pushMax = PacketMax - 10
+
 	// version is the first byte of every message. Messages of another version are dropped.
 	version = 1
 	// bodyMax bounds what is looked at.
