@@ -11,6 +11,8 @@ import (
 	"net/netip"
 	"strconv"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/libp2p/zeroconf/v2"
@@ -30,6 +32,12 @@ const (
 	roundFirst  = time.Second
 	roundsFirst = 3
 	round       = 5 * time.Second
+	// linkLook is how often it is looked whether the link is as it was; after registerTries of them
+	// a registration that failed is tried again.
+	linkLook      = 5 * time.Second
+	registerTries = 6
+	// silenceMax is how long nobody may be heard before that is worth a warning.
+	silenceMax = 30 * time.Second
 	// roundPause is the time between rounds once joined: there may be a second half of the
 	// cluster on the link.
 	roundPause = 5 * time.Minute
@@ -42,32 +50,34 @@ type candidate struct {
 }
 
 // discovery announces this node on the link of the underlay and looks for others. What it finds is a
-// hint: the cluster key decides who gets in.
+// hint: the cluster key decides who gets in. It never learns from mDNS that a node went.
 type discovery struct {
 	self    candidate
 	cluster string // hash
 	iface   net.Interface
 	log     *slog.Logger
-	alone   func() bool
-	found   chan<- candidate
+	// seeded: there are nodes to join without mDNS.
+	seeded bool
+	alone  func() bool
+	found  chan<- candidate
+
+	moved chan struct{} // holds one: the link changed
+	heard atomic.Bool   // another node of the cluster was
 }
 
 // run works until ctx ends.
 func (d *discovery) run(ctx context.Context) {
+	d.moved = make(chan struct{}, 1)
+	announced := make(chan struct{})
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	wg.Go(func() { d.announce(ctx, announced) })
+	wg.Go(func() { d.warn(ctx) })
 	// Who registers before it asks finds, of two that start together, at least one the other.
-	for server := (*zeroconf.Server)(nil); server == nil; {
-		var err error
-		server, err = zeroconf.RegisterProxy(d.self.id.String(), service, serviceDomain, int(d.self.addr.Port()),
-			"meshnet-"+d.self.id.String(), []string{d.self.addr.Addr().String()}, d.text(),
-			[]net.Interface{d.iface}, zeroconf.TTL(serviceTTL))
-		if err == nil {
-			defer server.Shutdown()
-			break
-		}
-		d.log.Warn("cannot announce this node by mDNS; --join finds others without it", "iface", d.iface.Name, "err", err)
-		if !pause(ctx, 30*time.Second) {
-			return
-		}
+	select {
+	case <-announced:
+	case <-ctx.Done():
+		return
 	}
 	for n := 0; ctx.Err() == nil; n++ {
 		length := round
@@ -82,21 +92,94 @@ func (d *discovery) run(ctx context.Context) {
 		if !d.alone() {
 			rest = roundPause/2 + rand.N(roundPause)
 		}
-		if !d.pauseWhileJoined(ctx, rest) {
-			return
+		d.rest(ctx, rest)
+	}
+}
+
+// announce keeps this node registered while the link is as it was, and registers it anew when that
+// changes: zeroconf keeps the addresses and groups of the beginning, and its loop does not survive an
+// interface that goes. tried is closed after the first try.
+func (d *discovery) announce(ctx context.Context, tried chan struct{}) {
+	warned := false
+	for first := true; ctx.Err() == nil; first = false {
+		was := linkOf(d.iface.Name)
+		server, err := zeroconf.RegisterProxy(d.self.id.String(), service, serviceDomain, int(d.self.addr.Port()),
+			"meshnet-"+d.self.id.String(), []string{d.self.addr.Addr().String()}, d.text(),
+			[]net.Interface{was.iface(d.iface)}, zeroconf.TTL(serviceTTL))
+		if err != nil && !warned {
+			d.log.Warn("cannot announce this node by mDNS; --join finds others without it", "iface", d.iface.Name, "err", err)
+			warned = true
+		}
+		if first {
+			close(tried)
+		}
+		for tries := 0; pause(ctx, linkLook) && linkOf(d.iface.Name) == was; tries++ {
+			if err != nil && tries == registerTries {
+				break
+			}
+		}
+		if server != nil {
+			server.Shutdown()
+		}
+		select {
+		case d.moved <- struct{}{}:
+		default:
 		}
 	}
 }
 
-// pauseWhileJoined waits; a node that has become alone looks around sooner.
-func (d *discovery) pauseWhileJoined(ctx context.Context, t time.Duration) bool {
+// warn says once that multicast may not work.
+func (d *discovery) warn(ctx context.Context) {
+	if d.seeded || !pause(ctx, silenceMax) || d.heard.Load() || !d.alone() {
+		return
+	}
+	d.log.Warn("no other node was heard by mDNS; where there are some, multicast may be blocked (clouds, isolated Wi-Fi clients, "+
+		"switches that snoop IGMP without a querier): name one with --join", "iface", d.iface.Name, "after", silenceMax)
+}
+
+// link is what of an interface matters to mDNS.
+type link struct {
+	index int
+	flags net.Flags
+	addrs string
+}
+
+// linkOf returns how an interface is now; zero where there is none of the name.
+func linkOf(name string) link {
+	i, err := net.InterfaceByName(name)
+	if err != nil {
+		return link{}
+	}
+	l := link{index: i.Index, flags: i.Flags}
+	addrs, err := i.Addrs()
+	if err != nil {
+		return link{}
+	}
+	for _, a := range addrs {
+		l.addrs += a.String() + " "
+	}
+	return l
+}
+
+// iface returns the interface as it is now: one that was made again has another index.
+func (l link) iface(was net.Interface) net.Interface {
+	if l.index != 0 {
+		was.Index, was.Flags = l.index, l.flags
+	}
+	return was
+}
+
+// rest waits; less where the link changes or this node becomes alone.
+func (d *discovery) rest(ctx context.Context, t time.Duration) {
 	for end := time.Now().Add(t); ; {
 		left := time.Until(end)
-		if left <= 0 || left > 2*round && d.alone() {
-			return ctx.Err() == nil
+		if left <= 0 || left > 2*round && d.alone() || !pause(ctx, min(left, time.Second)) {
+			return
 		}
-		if !pause(ctx, min(left, time.Second)) {
-			return false
+		select {
+		case <-d.moved:
+			return
+		default:
 		}
 	}
 }
@@ -109,9 +192,15 @@ func (d *discovery) browse(ctx context.Context, length time.Duration) error {
 	// not when it fails at once: so it is read until Browse has returned.
 	entries := make(chan *zeroconf.ServiceEntry, 64)
 	ended := make(chan error, 1)
+	// With both families Browse fails where either cannot be joined, and leaks the other's socket.
+	family := zeroconf.IPv4
+	if d.self.addr.Addr().Is6() {
+		family = zeroconf.IPv6
+	}
+	iface := linkOf(d.iface.Name).iface(d.iface)
 	go func() {
 		ended <- zeroconf.Browse(ctx, service, serviceDomain, entries,
-			zeroconf.SelectIfaces([]net.Interface{d.iface}), zeroconf.SelectIPTraffic(zeroconf.IPv4))
+			zeroconf.SelectIfaces([]net.Interface{iface}), zeroconf.SelectIPTraffic(family))
 	}()
 	for {
 		select {
@@ -129,6 +218,7 @@ func (d *discovery) browse(ctx context.Context, length time.Duration) error {
 			if c.id == d.self.id || c.addr == d.self.addr {
 				continue
 			}
+			d.heard.Store(true)
 			select {
 			case d.found <- c:
 			default: // the next round finds it again

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"time"
@@ -241,7 +242,7 @@ func (n *Node) networkName(id state.NetworkID) string {
 func (n *Node) keep(w state.Attach) {
 	w.Names = slices.Clone(w.Names)
 	n.store.wishes[w.ID] = w
-	n.records = append(n.records, record{recAttach, encodeWish(w)})
+	n.keepRecords(record{recAttach, encodeWish(w)})
 	n.wishesOf = true
 }
 
@@ -263,7 +264,10 @@ func (n *Node) answered(a ipam.Answer) {
 		w.wish.ID = a.Endpoint
 		n.keep(w.wish)
 		r.out = state.Outcome{Network: w.wish.Network, Endpoint: a.Endpoint, Addr: a.Addr}
-		n.c.Log.Info("container attached", "endpoint", a.Endpoint, "network", n.networkName(w.wish.Network), "addr", a.Addr)
+		network := n.networkName(w.wish.Network)
+		n.after = append(n.after, func() {
+			n.c.Log.Info("container attached", "endpoint", a.Endpoint, "network", network, "addr", a.Addr)
+		})
 	}
 	for _, reply := range w.replies {
 		n.answer(reply, r)
@@ -307,7 +311,7 @@ func (n *Node) detach(id state.EndpointID) state.Outcome {
 	if w, ok := n.store.wishes[id]; ok {
 		out.Network, out.Again = w.Network, false
 		delete(n.store.wishes, id)
-		n.records = append(n.records, record{recDetach, []byte(id.String())})
+		n.keepRecords(record{recDetach, []byte(id.String())})
 		n.wishesOf = true
 		n.c.Log.Info("container detached", "endpoint", id, "network", n.networkName(w.Network))
 	}
@@ -381,6 +385,9 @@ func (n *Node) obeyKills() {
 		if _, known := killed[w.Network]; !known {
 			killed[w.Network] = n.view.Killed(w.Network, n.self)
 		}
+	}
+	if !slices.Contains(slices.Collect(maps.Values(killed)), true) {
+		return
 	}
 	for _, w := range sortedWishes(n.store.wishes) {
 		if killed[w.Network] {

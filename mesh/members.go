@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"log"
 	"log/slog"
-	"net"
 	"net/netip"
 	"slices"
 	"strings"
@@ -41,10 +40,13 @@ type members struct {
 	digest atomic.Pointer[[16]byte]
 	log    *slog.Logger
 	list   *memberlist.Memberlist
+	// sockets is nil where a test gave another transport.
+	sockets *sockets
 
 	inbox   chan []byte
 	waiting atomic.Int64 // bytes in inbox
 	changed chan struct{}
+	count   atomic.Uint64 // of changes
 	hints   chan hint
 	dropped atomic.Uint64 // messages that found the inbox full
 
@@ -101,13 +103,13 @@ func (m *members) open(ctx context.Context, c *Config) error {
 	mc.Logger = log.New(debugWriter{m.log}, "", 0)
 	mc.Transport = c.Packets
 	if mc.Transport == nil {
-		t, err := memberlist.NewNetTransport(&memberlist.NetTransportConfig{
-			BindAddrs: []string{c.Addr.String()}, BindPort: int(c.Port), Logger: mc.Logger})
+		at := netip.AddrPortFrom(c.Addr, c.Port)
+		s, err := listen(ctx, at, m.log)
 		if err != nil {
-			return fmt.Errorf("listen on %s: %w; free the port or choose another with --port",
-				netip.AddrPortFrom(c.Addr, c.Port), err)
+			return fmt.Errorf("listen on %s: %w; free the port or choose another with --port", at, err)
 		}
-		mc.Transport = dialer{t, ctx}
+		m.sockets = s
+		mc.Transport = s
 	}
 	list, err := memberlist.Create(mc)
 	if err != nil {
@@ -178,6 +180,7 @@ func (m *members) packet(to state.NodeID, b []byte) {
 }
 
 func (m *members) changes() {
+	m.count.Add(1)
 	select {
 	case m.changed <- struct{}{}:
 	default:
@@ -268,11 +271,12 @@ func (m *members) NodeMeta(int) []byte {
 	return meta{m.self, crdt.Epoch(m.epoch.Load()), m.name}.encode()
 }
 
-// NotifyMsg takes a message from another node.
+// NotifyMsg takes a message from another node. It keeps the slice, which neither our transport nor
+// memberlist uses again.
 func (m *members) NotifyMsg(b []byte) {
 	if m.waiting.Add(int64(len(b))) <= inboxBytes {
 		select {
-		case m.inbox <- slices.Clone(b):
+		case m.inbox <- b:
 			return
 		default:
 		}
@@ -310,36 +314,6 @@ func (m *members) NotifyPingComplete(n *memberlist.Node, rtt time.Duration, payl
 		default:
 		}
 	}
-}
-
-// dialer is memberlist's transport with connections that end with ctx: a peer that does not answer
-// does not keep a daemon from stopping.
-type dialer struct {
-	*memberlist.NetTransport
-	ctx context.Context
-}
-
-func (d dialer) DialTimeout(addr string, timeout time.Duration) (net.Conn, error) {
-	return d.DialAddressTimeout(memberlist.Address{Addr: addr}, timeout)
-}
-
-func (d dialer) DialAddressTimeout(a memberlist.Address, timeout time.Duration) (net.Conn, error) {
-	nd := net.Dialer{Timeout: timeout}
-	c, err := nd.DialContext(d.ctx, "tcp", a.Addr)
-	if err != nil {
-		return nil, err
-	}
-	return &dialed{c, context.AfterFunc(d.ctx, func() { c.Close() })}, nil
-}
-
-type dialed struct {
-	net.Conn
-	stop func() bool
-}
-
-func (c *dialed) Close() error {
-	c.stop()
-	return c.Conn.Close()
 }
 
 // debugWriter turns memberlist's log lines into ours.

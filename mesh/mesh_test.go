@@ -170,52 +170,6 @@ func attach(network state.NetworkID, container string) state.Attach {
 		Source: state.Source{Kind: state.SourcePath, Path: "/run/netns/" + container, Inode: 4026532000}}
 }
 
-func TestFormAndHeal(t *testing.T) {
-	for _, tt := range []struct {
-		n   int
-		cut time.Duration
-	}{{3, 30 * time.Second}, {3, 2 * time.Minute}, {10, 30 * time.Second}, {10, 2 * time.Minute}} {
-		t.Run(fmt.Sprintf("n=%d/cut=%s", tt.n, tt.cut), func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				l := newLab(t)
-				defer l.end()
-				for i := range tt.n {
-					l.start(i)
-				}
-				formed := l.await("formed", 10*time.Second, l.converged)
-				for _, h := range l.nodes {
-					<-h.Ready()
-				}
-				l.await("one default", 5*time.Second, l.converged)
-				for _, h := range l.nodes {
-					if nw := h.View().Networks(); len(nw) != 1 || nw[0].Name != "default" {
-						t.Fatalf("%s has %d networks", h.c.Name, len(nw))
-					}
-				}
-				var side []netip.Addr
-				for i := range tt.n / 3 {
-					side = append(side, addr(i))
-				}
-				l.net.Split(side)
-				time.Sleep(time.Second)
-				l.nodes[0].do(t, state.Create{Name: "left", Subnet: netip.MustParsePrefix("10.20.0.0/16")})
-				l.nodes[tt.n-1].do(t, state.Create{Name: "right", Subnet: netip.MustParsePrefix("10.21.0.0/16")})
-				time.Sleep(tt.cut)
-				l.net.Heal()
-				healed := l.await("healed", 30*time.Second, l.converged)
-				for _, h := range l.nodes {
-					for _, name := range []string{"left", "right"} {
-						if _, ok := h.View().ByName(name); !ok {
-							t.Errorf("%s does not know %s", h.c.Name, name)
-						}
-					}
-				}
-				t.Logf("formed in %s, healed in %s", formed, healed)
-			})
-		})
-	}
-}
-
 // TestHealByState: nodes that nobody named as seeds are found again because the state names them.
 func TestHealByState(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -25,6 +25,8 @@ const (
 	// renewsMax is how often a minute this node begins a new epoch; more often means that two hosts
 	// write under one id.
 	renewsMax = 3
+	// followDelay is how long what follows from others' news for addresses may wait.
+	followDelay = 5 * time.Millisecond
 	// rewantDelay is how long an attachment of before the start waits for its next try to get an
 	// address.
 	rewantDelay = 10 * time.Second
@@ -60,14 +62,18 @@ type Node struct {
 
 	// What a step leaves to be done: first the records, then the rest.
 	records  []record
+	mine     bool // some of them are of this node's own making
 	sync     bool
 	outbox   []outgoing
 	after    []func()
-	stale    bool // the view is to be made anew
-	wishesOf bool // the wishes changed
+	heard    []state.Out // what others said, for the log
+	stale    bool        // the view is to be made anew
+	unseen   bool        // ipam has not seen it
+	wishesOf bool        // the wishes changed
 	failed   error
 
 	ipamNext time.Duration
+	follow   time.Duration // when ipam sees the view; 0: it has
 	window   time.Duration // when the discovery window ends
 	settled  bool
 	doubtful bool          // the log may be an older copy: no member has been compared with yet
@@ -181,7 +187,7 @@ func (n *Node) loop(ctx context.Context) error {
 		timer.Reset(n.untilNext())
 		select {
 		case <-ctx.Done():
-			return nil
+			return n.flush()
 		case call := <-n.calls:
 			call()
 		case b := <-n.members.inbox:
@@ -232,7 +238,7 @@ func (n *Node) now() time.Duration { return time.Since(n.start) }
 // untilNext returns how long nothing is due.
 func (n *Node) untilNext() time.Duration {
 	next := n.now() + time.Hour
-	for _, at := range []time.Duration{n.gossip.Next(), n.ipamNext, n.askNext, n.rewant, n.blind, n.copy.next} {
+	for _, at := range []time.Duration{n.gossip.Next(), n.ipamNext, n.askNext, n.rewant, n.follow, n.blind, n.copy.next} {
 		if at != 0 {
 			next = min(next, at)
 		}
@@ -356,7 +362,7 @@ func (n *Node) act(as []gossip.Action) {
 
 // learnt logs what others said and plans what follows from it.
 func (n *Node) learnt(out state.Out) {
-	n.records = append(n.records, stateRecords(out)...)
+	n.heard = append(n.heard, out)
 	n.stale = true
 	for i := range out.Ops {
 		n.news[out.Ops[i].Node] = true
@@ -395,7 +401,7 @@ func (n *Node) tell(out state.Out) {
 	if out.Empty() {
 		return
 	}
-	n.records = append(n.records, stateRecords(out)...)
+	n.keepRecords(stateRecords(out)...)
 	n.stale = true
 	n.act(n.gossip.Step(n.now(), gossip.Local{Out: out}))
 }
@@ -404,7 +410,7 @@ func (n *Node) tell(out state.Out) {
 func (n *Node) step(ev ipam.Event) {
 	e := n.ipam.Step(n.now(), ev)
 	for _, r := range e.Log {
-		n.records = append(n.records, record{recIPAM, r})
+		n.keepRecords(record{recIPAM, r})
 	}
 	n.sync = n.sync || e.Sync
 	n.apply(e.Changes...)
@@ -417,12 +423,23 @@ func (n *Node) step(ev ipam.Event) {
 	}
 }
 
+// look makes the view anew.
+func (n *Node) look() {
+	n.stale, n.unseen = false, true
+	n.view = n.doc.View()
+	n.noteHeads()
+	if !n.mine {
+		n.publish() // all it shows of this node's is logged; what others said comes again
+	}
+}
+
 // refresh makes the view anew until nothing follows from it any more.
 func (n *Node) refresh() {
-	for i := 0; n.stale && i < refreshMax; i++ {
-		n.stale = false
-		n.view = n.doc.View()
-		n.noteHeads()
+	for i := 0; (n.stale || n.unseen) && i < refreshMax; i++ {
+		if n.stale {
+			n.look()
+		}
+		n.unseen = false
 		if n.blind == 0 {
 			n.step(ipam.Saw{View: n.view})
 		}
@@ -431,17 +448,71 @@ func (n *Node) refresh() {
 	}
 }
 
-// commit writes the log, then shows, sends and answers what waited for it.
+// commit writes the log, then sends, shows and answers what waited for it. What is on its way to
+// others does not wait for the view. What others said is shown at once; it is logged with whatever is
+// said next, and what follows from it for addresses waits a moment, for more of it to come and for
+// others to be served first, unless somebody waits for an address.
 func (n *Node) commit() error {
+	if err := n.deliver(); err != nil {
+		return err
+	}
+	if len(n.wants) == 0 && (n.unseen || len(n.heard) > 0) {
+		if now := n.now(); n.follow == 0 {
+			n.follow = now + followDelay
+			return nil
+		} else if now < n.follow {
+			return nil
+		}
+	}
+	n.follow = 0
 	n.refresh()
+	if err := n.flush(); err != nil {
+		return err
+	}
+	return n.deliver()
+}
+
+// deliver sends, shows and answers, with what of it there is in the log before.
+func (n *Node) deliver() error {
+	if n.mine || n.sync || len(n.outbox) > 0 || len(n.after) > 0 || n.failed != nil {
+		if err := n.flush(); err != nil {
+			return err
+		}
+	}
+	if n.stale {
+		n.look()
+	} else {
+		n.publish()
+	}
+	n.checkWaiters()
+	after := n.after
+	n.after = nil
+	for _, f := range after {
+		f()
+	}
+	return nil
+}
+
+// keepRecords notes what this node makes so, for the log.
+func (n *Node) keepRecords(rs ...record) {
+	n.records = append(n.records, rs...)
+	n.mine = true
+}
+
+// flush writes the log and sends what waited for it.
+func (n *Node) flush() error {
 	if n.failed != nil {
 		return n.failed
 	}
+	for _, out := range n.heard {
+		n.records = append(n.records, stateRecords(out)...)
+	}
+	n.heard = nil
 	if len(n.records) > 0 {
 		if err := n.store.log.add(n.records); err != nil {
 			return err
 		}
-		n.records = nil
+		n.records, n.mine = nil, false
 	}
 	if n.sync {
 		if err := n.store.log.sync(); err != nil {
@@ -449,19 +520,10 @@ func (n *Node) commit() error {
 		}
 		n.sync = false
 	}
-	digest := n.view.Digest()
-	n.members.digest.Store(&digest)
-	n.publish()
-	n.checkWaiters()
 	for _, m := range n.outbox {
 		n.dispatch(m)
 	}
 	n.outbox = nil
-	after := n.after
-	n.after = nil
-	for _, f := range after {
-		f()
-	}
 	return nil
 }
 
@@ -478,18 +540,19 @@ func (n *Node) dispatch(m outgoing) {
 
 // publish shows what changed.
 func (n *Node) publish() {
+	digest := n.view.Digest()
+	n.members.digest.Store(&digest)
 	was := n.shown.Load()
 	now := shown{view: n.view, wishes: was.wishes, pending: n.pending(), warnings: n.warnings(), next: make(chan struct{})}
 	if n.blind != 0 {
 		now.view = was.view
 	}
+	if now.view == was.view && !n.wishesOf && slices.Equal(now.pending, was.pending) && slices.Equal(now.warnings, was.warnings) {
+		return
+	}
 	if n.wishesOf {
 		now.wishes = sortedWishes(n.store.wishes)
 		n.wishesOf = false
-	}
-	if now.view == was.view && slices.Equal(now.pending, was.pending) && slices.Equal(now.warnings, was.warnings) &&
-		slices.EqualFunc(now.wishes, was.wishes, equalWishes) {
-		return
 	}
 	n.shown.Store(&now)
 	close(was.next)
@@ -524,7 +587,7 @@ func (n *Node) checkEpoch() {
 	}
 	actor := crdt.Actor(random64())
 	n.store.boot.Epoch, n.store.boot.Actor = epoch, actor
-	n.records = append(n.records, bootRecord(n.store.boot))
+	n.keepRecords(bootRecord(n.store.boot))
 	n.members.epoch.Store(uint32(epoch))
 	n.doubtful = false
 	n.tell(n.doc.Renew(epoch, actor))
@@ -585,11 +648,17 @@ func (n *Node) call(ctx context.Context, f func()) error {
 }
 
 func (n *Node) rejoin(found <-chan candidate) *rejoin {
+	known, err := loadPeers(n.c.StateDir)
+	if err != nil {
+		n.c.Log.Warn("peers of before are not remembered", "err", err)
+	}
 	return &rejoin{
-		self:  candidate{n.self, netip.AddrPortFrom(n.c.Addr, n.c.Port)},
-		seeds: n.c.Join, port: n.c.Port, log: n.c.Log, found: found,
+		remembered: known,
+		remember:   func(peers []netip.AddrPort) error { return storePeers(n.c.StateDir, peers) },
+		self:       candidate{n.self, netip.AddrPortFrom(n.c.Addr, n.c.Port)},
+		seeds:      n.c.Join, port: n.c.Port, log: n.c.Log, found: found,
 		nodes: n.lost,
-		alive: n.there,
+		alive: n.there, changes: n.members.count.Load,
 		join: func(addr string) error {
 			if _, err := n.members.list.Join([]string{addr}); err != nil {
 				return fmt.Errorf("join: %w", err)
@@ -602,7 +671,7 @@ func (n *Node) rejoin(found <-chan candidate) *rejoin {
 func (n *Node) discovery(found chan<- candidate) *discovery {
 	return &discovery{
 		self:    candidate{n.self, netip.AddrPortFrom(n.c.Addr, n.c.Port)},
-		cluster: clusterHash(n.c.Cluster), iface: *n.c.Interface, log: n.c.Log, found: found,
+		cluster: clusterHash(n.c.Cluster), iface: *n.c.Interface, log: n.c.Log, found: found, seeded: len(n.c.Join) > 0,
 		alone: func() bool { return len(n.members.alive()) == 0 },
 	}
 }

@@ -167,7 +167,7 @@ func FuzzReceive(f *testing.F) {
 	f.Fuzz(func(t *testing.T, b []byte) {
 		n.receive(b)
 		n.refresh()
-		n.records, n.outbox, n.after = nil, nil, nil
+		n.records, n.heard, n.outbox, n.after = nil, nil, nil, nil
 		decodeMeta(b)
 		decodeWish(b)
 	})
@@ -276,7 +276,7 @@ func TestWithPort(t *testing.T) {
 }
 
 func TestRejoinWait(t *testing.T) {
-	r := rejoin{started: time.Now().Add(-time.Hour)}
+	r := rejoin{started: time.Now().Add(-time.Hour), alive: func() map[state.NodeID]netip.AddrPort { return nil }}
 	for failed, want := range []time.Duration{1, 2, 4, 8, 10, 10, 10, 10, 10, 10, 10, 10} {
 		want *= time.Second
 		for range 100 {
@@ -327,6 +327,9 @@ func TestDiscovery(t *testing.T) {
 		if time.Since(began) > 8*time.Second {
 			t.Fatalf("%d of 6 members met", met)
 		}
+	}
+	if c, err := nodes[0].Counters(ctx); err != nil || c.PacketsIn == 0 || c.PacketsOut == 0 || c.BytesIn == 0 || c.StreamsIn+c.StreamsOut == 0 {
+		t.Errorf("%+v, %v", c, err)
 	}
 	t.Logf("three nodes met and agree after %s", time.Since(began))
 	for _, n := range nodes {

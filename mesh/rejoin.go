@@ -4,9 +4,11 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"maps"
 	"math/rand/v2"
 	"net"
 	"net/netip"
+	"slices"
 	"strconv"
 	"sync"
 	"time"
@@ -15,7 +17,10 @@ import (
 )
 
 const (
-	rejoinLook = 250 * time.Millisecond
+	// rejoinLook is how often it is looked who is lost, while somebody is or members changed;
+	// rejoinLookIdle otherwise.
+	rejoinLook     = 250 * time.Millisecond
+	rejoinLookIdle = 2 * time.Second
 	// rejoinFirst is how long after the start tries follow each other fast: others start too.
 	rejoinFirst     = 5 * time.Second
 	rejoinFirstWait = 250 * time.Millisecond
@@ -30,8 +35,9 @@ const (
 )
 
 // rejoin looks for lost members for as long as it runs, since memberlist alone does not come together
-// again after a cut of half a minute: whoever was named as a seed, is named in the state or was found
-// on the link, and is not alive, is tried again and again.
+// again after a cut of half a minute: whoever was named as a seed, is named in the state, was found on
+// the link or, while nobody is there, is remembered on disk, and is not alive, is tried again and
+// again.
 type rejoin struct {
 	self  candidate
 	seeds []string // host or host:port
@@ -42,6 +48,11 @@ type rejoin struct {
 	alive func() map[state.NodeID]netip.AddrPort
 	join  func(addr string) error
 	found <-chan candidate
+	// remembered is where members were; remember writes it to disk.
+	remembered []netip.AddrPort
+	remember   func([]netip.AddrPort) error
+	// changes counts how often it changed who is alive.
+	changes func() uint64
 
 	started time.Time
 	wg      sync.WaitGroup
@@ -49,6 +60,7 @@ type rejoin struct {
 	ended   chan string // targets whose try has ended
 	tries   map[string]*attempt
 	links   map[state.NodeID]netip.AddrPort // what was found
+	written time.Time                       // when remembered was
 }
 
 // attempt is the state of one address that is tried.
@@ -68,8 +80,13 @@ func (r *rejoin) run(ctx context.Context) {
 	defer r.wg.Wait()
 	look := time.NewTicker(rejoinLook)
 	defer look.Stop()
+	seen, looked := r.changes()-1, time.Time{}
 	for {
-		r.look(ctx)
+		if now := r.changes(); now != seen || len(r.tries) > 0 || len(r.links) > 0 || time.Since(looked) >= rejoinLookIdle {
+			seen, looked = now, time.Now()
+			r.look(ctx)
+			r.keep()
+		}
 		select {
 		case <-look.C:
 		case c := <-r.found:
@@ -104,12 +121,22 @@ func (r *rejoin) look(ctx context.Context) {
 		}
 		targets[addr.String()] = true
 	}
+	if len(alive) == 0 {
+		for _, addr := range r.remembered {
+			targets[addr.String()] = true
+		}
+	}
 	there := map[string]bool{r.self.addr.String(): true}
 	for _, addr := range alive {
 		there[addr.String()] = true
 	}
+	hasty := map[string]bool{} // tried at once
 	for _, s := range r.seeds {
 		targets[withPort(s, r.port)] = true
+		hasty[withPort(s, r.port)] = true
+	}
+	for _, addr := range r.links {
+		hasty[addr.String()] = true
 	}
 	for target := range r.tries {
 		if !targets[target] && !r.tries[target].running {
@@ -125,6 +152,9 @@ func (r *rejoin) look(ctx context.Context) {
 		a := r.tries[target]
 		if a == nil {
 			a = &attempt{next: now}
+			if !hasty[target] && len(alive) > 0 {
+				a.next = now.Add(r.wait(0)) // members that we have may just be about to tell of it
+			}
 			r.tries[target] = a
 		}
 		if a.running || now.Before(a.next) {
@@ -147,6 +177,21 @@ func (r *rejoin) look(ctx context.Context) {
 	}
 }
 
+// keep remembers who is alive.
+func (r *rejoin) keep() {
+	alive := slices.SortedFunc(maps.Values(r.alive()), netip.AddrPort.Compare)
+	alive = alive[:min(len(alive), rememberMax)]
+	if len(alive) == 0 || slices.Equal(alive, r.remembered) || time.Since(r.written) < rememberPause {
+		return
+	}
+	r.written = time.Now()
+	if err := r.remember(alive); err != nil {
+		r.log.Warn("peers are not remembered on disk; the next start relies on its log, seeds and mDNS", "err", err)
+		return
+	}
+	r.remembered = alive
+}
+
 // try joins a node once. A try that worked is like one that did not: only who is alive is left alone.
 func (r *rejoin) try(ctx context.Context, target string, there map[string]bool) {
 	addrs, err := resolve(ctx, target)
@@ -167,7 +212,7 @@ func (r *rejoin) try(ctx context.Context, target string, there map[string]bool) 
 // ± 25 %.
 func (r *rejoin) wait(failed int) time.Duration {
 	d := min(rejoinWaitMin<<min(failed, 8), rejoinWaitMax)
-	if time.Since(r.started) < rejoinFirst {
+	if time.Since(r.started) < rejoinFirst && len(r.alive()) == 0 {
 		d = rejoinFirstWait
 	}
 	return d*3/4 + rand.N(d/2)

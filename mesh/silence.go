@@ -16,7 +16,7 @@ const (
 // silence is when this node last heard of others. Before it speaks to them it drops what it holds of
 // them if that is too old: see state.Doc.Meet.
 type silence struct {
-	heard  time.Duration // when, in this run; 0: not yet
+	last   time.Duration // when, in this run; 0: not yet
 	noted  time.Duration // when the log last noted it
 	blind  time.Duration // until when the view is not acted on; 0: it is
 	before int64         // seconds since 1970: when, by the log, in the runs before; 0: never
@@ -39,8 +39,8 @@ func (n *Node) wake() {
 // by the host's, which is all there is.
 func (n *Node) silent() time.Duration {
 	switch {
-	case n.heard != 0:
-		return n.now() - n.heard
+	case n.last != 0:
+		return n.now() - n.last
 	case n.before != 0:
 		return time.Since(time.Unix(n.before, 0))
 	}
@@ -50,7 +50,7 @@ func (n *Node) silent() time.Duration {
 // heardSomebody notes that this node knows what another knew a moment ago.
 func (n *Node) heardSomebody() {
 	now := max(n.now(), 1)
-	if n.heard = now; n.noted == 0 || now-n.noted >= heardEvery {
+	if n.last = now; n.noted == 0 || now-n.noted >= heardEvery {
 		n.noted = now
 		n.records = append(n.records, heardRecord(time.Now().Unix()))
 	}

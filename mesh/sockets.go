@@ -1,0 +1,211 @@
+package mesh
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/hashicorp/memberlist"
+)
+
+const (
+	// packetBuf is the largest packet read, in bytes; UDP has no larger ones.
+	packetBuf = 64 << 10
+	// packetsWaiting and streamsOpen are how many packets and streams wait for memberlist. Packets
+	// then wait in the socket, whose buffer of at most socketBuf bytes the kernel keeps.
+	packetsWaiting = 256
+	streamsOpen    = 16
+	socketBuf      = 2 << 20
+	// faultPause is how long a socket rests after an error, which a broken interface may give at
+	// every call.
+	faultPause = 50 * time.Millisecond
+)
+
+// sockets is memberlist's transport over UDP and TCP. Unlike memberlist's own it reads into one
+// buffer and hands on what was read, not 64 KiB a packet; it resolves no names; it counts; and its
+// streams end with ctx, so that a peer that does not answer does not keep a daemon from stopping.
+type sockets struct {
+	ctx     context.Context
+	udp     *net.UDPConn
+	tcp     *net.TCPListener
+	log     *slog.Logger
+	packets chan *memberlist.Packet
+	streams chan net.Conn
+	done    chan struct{}
+	once    sync.Once
+	wg      sync.WaitGroup
+	count   traffic
+}
+
+// traffic counts what passed the sockets, with what memberlist put around it.
+type traffic struct {
+	packetsIn, packetsOut, bytesIn, bytesOut, streamsIn, streamsOut, faults atomic.Uint64
+}
+
+var _ memberlist.NodeAwareTransport = (*sockets)(nil)
+
+// listen opens both sockets at an address and starts to read. [sockets.Shutdown] ends it.
+func listen(ctx context.Context, at netip.AddrPort, log *slog.Logger) (*sockets, error) {
+	tcp, err := net.ListenTCP("tcp", net.TCPAddrFromAddrPort(at))
+	if err != nil {
+		return nil, err
+	}
+	udp, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(at))
+	if err != nil {
+		return nil, errors.Join(err, tcp.Close())
+	}
+	for size := socketBuf; size > 0 && udp.SetReadBuffer(size) != nil; size /= 2 {
+	}
+	s := &sockets{
+		ctx: ctx, udp: udp, tcp: tcp, log: log,
+		packets: make(chan *memberlist.Packet, packetsWaiting),
+		streams: make(chan net.Conn, streamsOpen),
+		done:    make(chan struct{}),
+	}
+	s.wg.Go(s.read)
+	s.wg.Go(s.accept)
+	return s, nil
+}
+
+// read hands on packets until the socket is closed.
+func (s *sockets) read() {
+	buf := make([]byte, packetBuf)
+	for {
+		n, from, err := s.udp.ReadFromUDPAddrPort(buf)
+		if err != nil {
+			if s.rest("read packet", err) {
+				continue
+			}
+			return
+		}
+		if n == 0 {
+			continue
+		}
+		s.count.packetsIn.Add(1)
+		s.count.bytesIn.Add(uint64(n))
+		p := &memberlist.Packet{Buf: slices.Clone(buf[:n]), From: net.UDPAddrFromAddrPort(from), Timestamp: time.Now()}
+		select {
+		case s.packets <- p:
+		case <-s.done:
+			return
+		}
+	}
+}
+
+// accept hands on streams until the socket is closed.
+func (s *sockets) accept() {
+	for {
+		c, err := s.tcp.AcceptTCP()
+		if err != nil {
+			if s.rest("accept stream", err) {
+				continue
+			}
+			return
+		}
+		s.count.streamsIn.Add(1)
+		select {
+		case s.streams <- c:
+		case <-s.done:
+			c.Close()
+			return
+		}
+	}
+}
+
+// rest pauses after a fault and reports whether to go on.
+func (s *sockets) rest(what string, err error) bool {
+	if errors.Is(err, net.ErrClosed) {
+		return false
+	}
+	s.count.faults.Add(1)
+	s.log.Debug(what, "err", err)
+	select {
+	case <-time.After(faultPause):
+		return true
+	case <-s.done:
+		return false
+	}
+}
+
+// FinalAdvertiseAddr returns what was configured; this transport chooses no address.
+func (s *sockets) FinalAdvertiseAddr(ip string, port int) (net.IP, int, error) {
+	addr, err := netip.ParseAddr(ip)
+	if err != nil {
+		return nil, 0, fmt.Errorf("advertise: %w", err)
+	}
+	return addr.Unmap().AsSlice(), port, nil
+}
+
+// PacketCh delivers packets.
+func (s *sockets) PacketCh() <-chan *memberlist.Packet { return s.packets }
+
+// StreamCh delivers streams.
+func (s *sockets) StreamCh() <-chan net.Conn { return s.streams }
+
+// WriteTo sends a packet.
+func (s *sockets) WriteTo(b []byte, addr string) (time.Time, error) {
+	return s.WriteToAddress(b, memberlist.Address{Addr: addr})
+}
+
+// WriteToAddress sends a packet to a numeric address. It does not keep b.
+func (s *sockets) WriteToAddress(b []byte, to memberlist.Address) (time.Time, error) {
+	addr, err := netip.ParseAddrPort(to.Addr)
+	if err != nil {
+		return time.Time{}, fmt.Errorf("send packet: %w", err)
+	}
+	n, err := s.udp.WriteToUDPAddrPort(b, netip.AddrPortFrom(addr.Addr().Unmap(), addr.Port()))
+	if err == nil {
+		s.count.packetsOut.Add(1)
+		s.count.bytesOut.Add(uint64(n))
+	}
+	return time.Now(), err
+}
+
+// DialTimeout opens a stream.
+func (s *sockets) DialTimeout(addr string, timeout time.Duration) (net.Conn, error) {
+	return s.DialAddressTimeout(memberlist.Address{Addr: addr}, timeout)
+}
+
+// DialAddressTimeout opens a stream that ends with the transport's context.
+func (s *sockets) DialAddressTimeout(to memberlist.Address, timeout time.Duration) (net.Conn, error) {
+	d := net.Dialer{Timeout: timeout}
+	c, err := d.DialContext(s.ctx, "tcp", to.Addr)
+	if err != nil {
+		return nil, err
+	}
+	s.count.streamsOut.Add(1)
+	return &dialed{c, context.AfterFunc(s.ctx, func() { c.Close() })}, nil
+}
+
+// Shutdown closes the sockets and returns when nothing reads them any more. Streams that nobody took
+// are closed.
+func (s *sockets) Shutdown() (err error) {
+	s.once.Do(func() {
+		close(s.done)
+		err = errors.Join(s.udp.Close(), s.tcp.Close())
+		s.wg.Wait()
+		for len(s.streams) > 0 {
+			(<-s.streams).Close()
+		}
+	})
+	return err
+}
+
+// dialed is a stream that its context may end.
+type dialed struct {
+	net.Conn
+	stop func() bool
+}
+
+// Close ends the stream.
+func (c *dialed) Close() error {
+	c.stop()
+	return c.Conn.Close()
+}
