@@ -4,7 +4,7 @@
 # make check      format, vet, staticcheck, shellcheck, architecture, tidy modules: seconds, no root
 # make test       installs what is missing (apt), then every test and the lab's tests (root)
 # make soak       the same things for long: more seeds, longer fuzzing, the lab three times over
-# make race fuzz mutate sim golden bench cover deps      as they say below
+# make race fuzz mutate sim golden bench bench-gossip cover deps      as they say below
 
 SHELL := /bin/bash
 .DELETE_ON_ERROR:
@@ -57,6 +57,7 @@ soak: deps build
 	$(MAKE) sim-scale
 	go test -count 1 -timeout 2h ./ipam -run Simulation -seeds 50000
 	$(MAKE) fuzz FUZZTIME=10m
+	go test -count 1 -timeout 2h ./mesh -run 'TestForm$$|TestHeal$$' -forms 100 -heals 10 -v
 	MESHNET_REQUIRE=1 go test -count 3 -timeout 60m ./testlab -lab -v
 
 # Bubbles of testing/synctest stay out of the race detector (golang/go#76691): they run one goroutine at a time anyway.
@@ -95,6 +96,17 @@ golden:
 .PHONY: bench
 bench:
 	go test -run '^$$' -bench . -benchmem $(UNIT)
+
+# How fast a write is everywhere, beside weave mesh, networkdb, serf and bare memberlist, once over;
+# BENCH='-nodes 5 -systems meshnet' and the like for parts. bench-gossip-doc takes hours and a quiet
+# machine, and writes the tables of docs/benchmarks.md.
+.PHONY: bench-gossip
+bench-gossip:
+	cd bench/gossip && go vet . && go run . $(BENCH)
+
+.PHONY: bench-gossip-doc
+bench-gossip-doc:
+	$(MAKE) bench-gossip BENCH='-passes 5 -writes 200 -idle 5m -doc ../../docs/benchmarks.md'
 
 # Containers on two hosts, transports C and B side by side (root).
 .PHONY: bench-lab
