@@ -11,10 +11,10 @@ import (
 	"meshnet/state"
 )
 
-// TestSilence: who heard of nobody for 30 days drops what it holds of others before it speaks, not
+// TestThirtyDays: who heard of nobody for 30 days drops what it holds of others before it speaks, not
 // sooner, and does not find it again on its disk; a member that was away that long brings its own part
 // back itself.
-func TestSilence(t *testing.T) {
+func TestThirtyDays(t *testing.T) {
 	for _, days := range []int{29, 31} {
 		t.Run(fmt.Sprint(days, " days"), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) { silence3(t, days) })
