@@ -98,7 +98,7 @@ func (n *meshnetNode) formed(want int) bool {
 func (n *meshnetNode) digest() string { d := n.View().Digest(); return string(d[:]) }
 
 func (n *meshnetNode) prepare(first bool) error {
-	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	if first {
 		if _, err := n.Do(ctx, state.Create{Name: "web", Subnet: webSubnet}); err != nil {
@@ -114,9 +114,12 @@ func (n *meshnetNode) prepare(first bool) error {
 	}); err != nil {
 		return err
 	}
-	out, err := n.Do(ctx, n.attachment("prepare", 0))
-	n.mine = out.Endpoint
-	return err
+	for {
+		out, err := n.Do(ctx, n.attachment("prepare", 0))
+		if n.mine = out.Endpoint; err == nil || ctx.Err() != nil {
+			return err // what an overloaded machine refuses is asked for again
+		}
+	}
 }
 
 func (n *meshnetNode) prepared() bool {
