@@ -93,7 +93,7 @@ func (t *txn) add(c Change) error {
 		return wrap("set node "+c.Node.Name, t.putNode(c.Node))
 	case PutEndpoint:
 		e := c.Endpoint
-		return wrap("attach "+e.Container+" to "+t.networkName(e.Network), t.putEndpoint(e))
+		return wrap("attach "+e.Container+" to "+t.networkName(e.Network), t.putEndpoint(e, c.Kept))
 	case RemoveEndpoint:
 		return wrap("detach "+c.ID.String(), t.removeEndpoint(c.ID))
 	case PutBlock:
@@ -103,6 +103,10 @@ func (t *txn) add(c Change) error {
 		return nil
 	case Forget:
 		return wrap("give up node "+c.Node.String(), t.forget(c))
+	case Leave:
+		value := encodeLoss(t.d.Epoch(), 0)
+		t.shared = append(t.shared, sharedEdit{key: forgetKey(t.d.self), value: value})
+		return nil
 	}
 	return Refuse(ErrInvalid, "change %T is not known", c)
 }
@@ -308,7 +312,7 @@ func (t *txn) endpoint(id EndpointID) *Endpoint {
 	return t.d.model.endpoints[endpointAt{id, t.d.self}]
 }
 
-func (t *txn) putEndpoint(e Endpoint) error {
+func (t *txn) putEndpoint(e Endpoint, kept bool) error {
 	e.Node = t.d.self
 	if e.MAC == (MAC{}) && e.Addr.Is4() {
 		e.MAC = MACOf(e.Addr)
@@ -326,7 +330,7 @@ func (t *txn) putEndpoint(e Endpoint) error {
 	if was != nil && was.Network != e.Network {
 		return Refuse(ErrInvalid, "endpoint %s is on another network; detach it first", e.ID)
 	}
-	if was == nil || was.Addr != e.Addr {
+	if !kept && (was == nil || was.Addr != e.Addr) {
 		if err := t.checkAddr(e, rec.Def); err != nil {
 			return err
 		}
@@ -444,9 +448,9 @@ func (t *txn) forget(c Forget) error {
 		return Refuse(ErrInvalid, "it is this node; use 'meshnet leave'")
 	case c.Node == 0 || c.Epoch == 0:
 		return Refuse(ErrNoNode, "there is no such node; see 'meshnet nodes'")
-	case t.d.model.forgotten[c.Node] >= c.Epoch:
+	case t.d.model.forgotten[c.Node] >= c.Epoch && (c.Heir == 0 || t.d.model.heirs[c.Node] == c.Heir):
 		return nil
 	}
-	t.shared = append(t.shared, sharedEdit{key: forgetKey(c.Node), value: encodeCount(uint32(c.Epoch))})
+	t.shared = append(t.shared, sharedEdit{key: forgetKey(c.Node), value: encodeLoss(c.Epoch, c.Heir)})
 	return nil
 }

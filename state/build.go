@@ -26,7 +26,7 @@ func (d *Doc) View() *View {
 		v.nodes = merge(v.nodes, out, in, func(a, b *Node) int { return cmp.Compare(a.ID, b.ID) })
 	}
 	if m.dirtyForgotten {
-		v.forgotten = maps.Clone(m.forgotten)
+		v.forgotten, v.heirs = maps.Clone(m.forgotten), maps.Clone(m.heirs)
 	}
 	out, in := sides(m.dirtyEndpoints, byID)
 	v.endpoints = v.endpoints.edit(out, in, byID)

@@ -28,7 +28,12 @@ type RemoveNetwork struct {
 type PutNode struct{ Node Node }
 
 // PutEndpoint writes an endpoint of this node, and the Use that goes with the first on a network.
-type PutEndpoint struct{ Endpoint Endpoint }
+type PutEndpoint struct {
+	Endpoint Endpoint
+	// Kept: the container had the address before and keeps it; who else shows it is settled when
+	// read.
+	Kept bool
+}
 
 // RemoveEndpoint removes an endpoint of this node, and the Use with the last on a network.
 type RemoveEndpoint struct{ ID EndpointID }
@@ -42,11 +47,16 @@ type RemoveBlock struct {
 	Prefix  netip.Prefix
 }
 
-// Forget gives up a dead node up to an epoch.
+// Forget gives up a dead node up to an epoch. Heir, if it is set, takes over what no other node is
+// left to inherit.
 type Forget struct {
 	Node  NodeID
 	Epoch crdt.Epoch
+	Heir  NodeID
 }
+
+// Leave gives up this node itself. Nothing is written afterwards but in a new epoch.
+type Leave struct{}
 
 func (CreateNetwork) change()  {}
 func (RemoveNetwork) change()  {}
@@ -56,6 +66,7 @@ func (RemoveEndpoint) change() {}
 func (PutBlock) change()       {}
 func (RemoveBlock) change()    {}
 func (Forget) change()         {}
+func (Leave) change()          {}
 
 // Out is what a change or a merge made known: what to log and what to tell others. Its contents are
 // immutable.

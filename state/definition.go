@@ -1,6 +1,7 @@
 package state
 
 import (
+	"cmp"
 	"crypto/sha256"
 	"encoding/binary"
 	"net/netip"
@@ -127,6 +128,37 @@ func (d *Definition) Allocatable(a netip.Addr) bool {
 		return false
 	}
 	return !slices.ContainsFunc(d.Reserve, func(r Range) bool { return !a.Less(r.From) && !r.To.Less(a) })
+}
+
+// Room is how many addresses of a range of the subnet containers may have.
+func (d *Definition) Room(p netip.Prefix) uint64 {
+	number := func(a netip.Addr) uint64 {
+		b := a.As4()
+		return uint64(binary.BigEndian.Uint32(b[:]))
+	}
+	from := number(p.Masked().Addr())
+	to := from + 1<<(32-p.Bits()) - 1
+	out := [][2]uint64{{number(d.Subnet.Addr()), number(d.Subnet.Addr())}}
+	last := number(Broadcast(d.Subnet))
+	out = append(out, [2]uint64{last, last})
+	if d.Gateway.Is4() {
+		out = append(out, [2]uint64{number(d.Gateway), number(d.Gateway)})
+	}
+	for _, r := range d.Reserve {
+		if r.From.Is4() && r.To.Is4() {
+			out = append(out, [2]uint64{number(r.From), number(r.To)})
+		}
+	}
+	slices.SortFunc(out, func(a, b [2]uint64) int { return cmp.Compare(a[0], b[0]) })
+	room, at := to-from+1, from
+	for _, r := range out {
+		lo, hi := max(r[0], at), min(r[1], to)
+		if lo <= hi {
+			room -= hi - lo + 1
+			at = hi + 1
+		}
+	}
+	return room
 }
 
 // Broadcast returns the last address of an IPv4 subnet.

@@ -108,7 +108,7 @@ func (w *world) change(t *rapid.T) {
 		c = RemoveNetwork{net, rapid.Bool().Draw(t, "force")}
 	case step < 8:
 		w.minted++
-		c = PutEndpoint{Endpoint{
+		c = PutEndpoint{Endpoint: Endpoint{
 			ID: EndpointID(w.minted*256 + 7), Network: net, Container: fmt.Sprintf("c%d", w.minted),
 			Addr: netip.AddrFrom4([4]byte{10, byte(rapid.IntRange(2, 3).Draw(t, "b")), 0, byte(rapid.IntRange(1, 4).Draw(t, "d"))}),
 			At:   int64(rapid.IntRange(1, 2).Draw(t, "since")),
@@ -122,7 +122,7 @@ func (w *world) change(t *rapid.T) {
 		}}
 	case step < 11:
 		if rapid.IntRange(0, 4).Draw(t, "really") == 0 {
-			c = Forget{NodeID(rapid.IntRange(1, len(w.docs)).Draw(t, "gone")), d.Epoch()}
+			c = Forget{Node: NodeID(rapid.IntRange(1, len(w.docs)).Draw(t, "gone")), Epoch: d.Epoch(), Heir: NodeID(rapid.IntRange(0, 2).Draw(t, "heir"))}
 		} else {
 			c = RemoveBlock{net, prefix("10.2.0.0/30")}
 		}
@@ -221,7 +221,7 @@ func TestUntouched(t *testing.T) {
 	v := d.View()
 	web, _ := v.ByName("web")
 	db, _ := v.ByName("db")
-	must(t, d, PutEndpoint{Endpoint{ID: 7, Network: web.ID, Container: "c1", Addr: addr("10.2.0.5")}})
+	must(t, d, PutEndpoint{Endpoint: Endpoint{ID: 7, Network: web.ID, Container: "c1", Addr: addr("10.2.0.5")}})
 	w := d.View()
 	if w == v || w.Version() <= v.Version() {
 		t.Fatal("no later view")

@@ -362,12 +362,12 @@ func TestI4DocForgotten(t *testing.T) {
 	dead := NewDoc(2, 3, 2)
 	dead.Merge(everything(d))
 	put := func(id EndpointID, a string) Change {
-		return PutEndpoint{Endpoint{ID: id, Network: web, Container: "c", Addr: addr(a)}}
+		return PutEndpoint{Endpoint: Endpoint{ID: id, Network: web, Container: "c", Addr: addr(a)}}
 	}
 	record := PutNode{Node{Name: "dead", Addr: addr("192.0.2.2")}}
 	early := must(t, dead, record, put(7, "10.2.0.7"))
 	d.Merge(early)
-	forget := must(t, d, Forget{2, 3})
+	forget := must(t, d, Forget{Node: 2, Epoch: 3})
 	late := must(t, dead, put(8, "10.2.0.8"))
 	d.Merge(early)
 	d.Merge(late)
@@ -392,7 +392,7 @@ func TestI4DocForgotten(t *testing.T) {
 // met, and one's own and what is shared is not.
 func TestI4Silence(t *testing.T) {
 	d := NewDoc(1, 1, 1)
-	must(t, d, CreateNetwork{Def: Definition{Name: "web", Subnet: prefix("10.2.0.0/16")}}, PutNode{Node{Name: "own", Addr: addr("192.0.2.1")}}, Forget{3, 1})
+	must(t, d, CreateNetwork{Def: Definition{Name: "web", Subnet: prefix("10.2.0.0/16")}}, PutNode{Node{Name: "own", Addr: addr("192.0.2.1")}}, Forget{Node: 3, Epoch: 1})
 	other := NewDoc(2, 1, 2)
 	other.Merge(everything(d))
 	d.Merge(must(t, other, PutNode{Node{Name: "other", Addr: addr("192.0.2.2")}}))

@@ -121,7 +121,7 @@ func TestChanges(t *testing.T) {
 	must(t, d, CreateNetwork{Def: Definition{Name: "web", Subnet: prefix("10.2.0.0/16")}})
 	v := d.View()
 	put := func(id EndpointID, a, name string) Change {
-		return PutEndpoint{Endpoint{ID: id, Network: v.Networks()[0].ID, Container: name, Addr: addr(a)}}
+		return PutEndpoint{Endpoint: Endpoint{ID: id, Network: v.Networks()[0].ID, Container: name, Addr: addr(a)}}
 	}
 	must(t, d, put(1, "10.2.0.1", "a"), put(2, "10.2.0.2", "b"), put(3, "10.2.0.3", "c"))
 	was := d.View().Networks()[0]
@@ -151,7 +151,7 @@ func BenchmarkChange(b *testing.B) {
 			other.Merge(must(b, d, CreateNetwork{Def: Definition{Name: "web", Subnet: prefix("10.0.0.0/8")}}))
 			net := d.View().Networks()[0].ID
 			put := func(i, at int) Change {
-				return PutEndpoint{Endpoint{
+				return PutEndpoint{Endpoint: Endpoint{
 					ID: EndpointID(uint64(i) * 0x9e3779b97f4a7c15), Network: net, Container: "c", At: int64(at),
 					Addr: netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)}),
 				}}

@@ -16,6 +16,7 @@ type model struct {
 	endpoints map[endpointAt]*Endpoint
 	nets      map[NetworkID]*netModel
 	forgotten map[NodeID]crdt.Epoch
+	heirs     map[NodeID]NodeID // of forgotten nodes, where a person named one
 
 	dirtyNodes     map[NodeID]change[Node]
 	dirtyForgotten bool
@@ -70,6 +71,7 @@ func newModel() model {
 		endpoints:      make(map[endpointAt]*Endpoint),
 		nets:           make(map[NetworkID]*netModel),
 		forgotten:      make(map[NodeID]crdt.Epoch),
+		heirs:          make(map[NodeID]NodeID),
 		dirtyNets:      make(map[NetworkID]*netModel),
 		dirtyNodes:     make(map[NodeID]change[Node]),
 		dirtyEndpoints: make(map[endpointAt]change[Endpoint]),
@@ -250,11 +252,27 @@ func (d *Doc) onShared(key string) {
 		}
 	case keyForget:
 		if id, ok := parseID[NodeID](key, keyForget); ok {
-			if e := crdt.Epoch(d.count(key)); e > m.forgotten[id] {
-				m.forgotten[id] = e
-				m.dirtyForgotten = true
-				d.owned.Forget(id, e)
-			}
+			d.lose(id, key)
+		}
+	}
+}
+
+// lose reads again that a node was given up.
+func (d *Doc) lose(id NodeID, key string) {
+	m := &d.model
+	for _, v := range d.shared.Values(key) {
+		e, heir, err := decodeLoss(v.Value)
+		if !m.read(true, err) {
+			continue
+		}
+		if e > m.forgotten[id] {
+			m.forgotten[id] = e
+			m.dirtyForgotten = true
+			d.owned.Forget(id, e)
+		}
+		if was := m.heirs[id]; heir != 0 && (was == 0 || heir < was) {
+			m.heirs[id] = heir
+			m.dirtyForgotten = true
 		}
 	}
 }

@@ -35,7 +35,7 @@ func fleet(t testing.TB, nodes, containers int) []Out {
 			}},
 		}
 		for k := range containers {
-			cs = append(cs, PutEndpoint{Endpoint{
+			cs = append(cs, PutEndpoint{Endpoint: Endpoint{
 				ID: EndpointID(uint64(i*containers+k+1) * 0xd1342543de82ef95), Network: net, Container: fmt.Sprintf("service-%d-%d", i, k),
 				Addr: netip.AddrFrom4([4]byte{10, byte(i >> 8), byte(i), byte(k + 2)}), IfName: "eth1", Alloc: uint64(k + 1), At: 1700000000,
 			}})

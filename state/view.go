@@ -3,6 +3,7 @@ package state
 import (
 	"cmp"
 	"iter"
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -22,6 +23,7 @@ type View struct {
 	endpoints list[Endpoint] // by (id, time, node)
 	settled   []Conflict     // names and VNIs
 	forgotten map[NodeID]crdt.Epoch
+	heirs     map[NodeID]NodeID
 }
 
 // Network is one network as every node sees it. Immutable.
@@ -170,6 +172,18 @@ func (v *View) Forgotten(id NodeID) (crdt.Epoch, bool) {
 	return e, ok
 }
 
+// Losses yields the nodes that were given up, in the order of their ids, each with the epoch up to
+// which and the node that a person named to inherit what nobody else is left to; 0: none.
+func (v *View) Losses() iter.Seq[Forget] {
+	return func(yield func(Forget) bool) {
+		for _, id := range slices.Sorted(maps.Keys(v.forgotten)) {
+			if !yield(Forget{Node: id, Epoch: v.forgotten[id], Heir: v.heirs[id]}) {
+				return
+			}
+		}
+	}
+}
+
 // Endpoints yields the endpoints that are reachable, one an address, in the order of addresses.
 func (n *Network) Endpoints() iter.Seq[*Endpoint] { return n.shown.all() }
 
@@ -183,6 +197,18 @@ func (n *Network) Changes(since *Network) iter.Seq2[*Endpoint, *Endpoint] {
 // Claims yields all endpoints, also those whose address another one shows, in the order of
 // (address, id).
 func (n *Network) Claims() iter.Seq[*Endpoint] { return n.claims.all() }
+
+// Unshown yields the endpoints that are not reachable, each with the one that shows its address; nil
+// where the network does not have that address.
+func (n *Network) Unshown() iter.Seq2[*Endpoint, *Endpoint] {
+	return func(yield func(lost, kept *Endpoint) bool) {
+		for _, l := range n.unshown {
+			if !yield(l.lost, l.kept) {
+				return
+			}
+		}
+	}
+}
 
 // Len is how many endpoints are reachable.
 func (n *Network) Len() int { return n.shown.n }

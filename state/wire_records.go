@@ -319,8 +319,25 @@ func decodeKill(b []byte) (k kill, err error) {
 	return k, err
 }
 
-// encodeCount and decodeCount are the records of forget/<node>, the epoch up to which it is given
-// up, and life/<definition>, the life of its next network. Both are read as the highest known.
+// encodeLoss and decodeLoss are the record of forget/<node>: the epoch up to which it is given up,
+// read as the highest known, and who inherits what nobody else is left to, read as the lowest.
+func encodeLoss(e crdt.Epoch, heir NodeID) []byte {
+	return appendUint(encodeCount(uint32(e)), 2, uint64(heir))
+}
+
+func decodeLoss(b []byte) (e crdt.Epoch, heir NodeID, err error) {
+	_, err = record(b, "uu", func(f field) error {
+		if f.num == 2 {
+			heir = NodeID(f.uint)
+			return nil
+		}
+		return small(&e, f)
+	})
+	return e, heir, err
+}
+
+// encodeCount and decodeCount are the record of life/<definition>, the life of its next network. It is
+// read as the highest known.
 func encodeCount(n uint32) []byte { return appendUint([]byte{version}, 1, uint64(n)) }
 
 func decodeCount(b []byte) (n uint32, err error) {

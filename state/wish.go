@@ -3,6 +3,8 @@ package state
 import (
 	"net/netip"
 	"time"
+
+	"meshnet/crdt"
 )
 
 // Wish is what a person, a script or Docker asks of this host. It is kept on this host's disk and
@@ -53,11 +55,22 @@ type Report struct {
 	Down bool
 }
 
-func (Create) wish() {}
-func (Remove) wish() {}
-func (Attach) wish() {}
-func (Detach) wish() {}
-func (Report) wish() {}
+// Expel wishes a dead node away for good. Heir, if it is set, inherits what no other node is left to.
+type Expel struct {
+	Node NodeID
+	Heir NodeID
+}
+
+// Withdraw wishes this node away: its containers are detached, its addresses handed on.
+type Withdraw struct{}
+
+func (Expel) wish()    {}
+func (Withdraw) wish() {}
+func (Create) wish()   {}
+func (Remove) wish()   {}
+func (Attach) wish()   {}
+func (Detach) wish()   {}
+func (Report) wish()   {}
 
 // SourceKind tells how a container's network namespace is found again.
 type SourceKind uint8
@@ -132,4 +145,25 @@ type Agreement struct {
 	Agreeing int // alive members with this digest, this one included
 	Differ   []NodeID
 	Silent   []NodeID
+}
+
+// Lost is a node that was given up for good.
+type Lost struct {
+	Node  NodeID
+	Epoch crdt.Epoch // up to which
+	Name  string     // what people called it; empty: not known
+}
+
+// Quarantined is a range of addresses that belonged to a node that was given up, until it is inherited.
+type Quarantined struct {
+	Network NetworkID
+	Prefix  netip.Prefix
+	Node    NodeID
+	Name    string // what people called it
+	// Heir is who will have it; 0: nobody is left, and a person has to name one.
+	Heir NodeID
+	// Left is how long it rests at least.
+	Left time.Duration
+	// Waits, on the heir itself only, is who has not said yet that it knows.
+	Waits []NodeID
 }
