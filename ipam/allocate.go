@@ -101,6 +101,9 @@ func (m *Machine) serveOne(n *network, w *want) bool {
 		}
 		return true
 	}
+	if m.hesitates() {
+		return false
+	}
 	if m.view.Killed(n.id, m.self) {
 		m.answer(w, nil, state.Refuse(state.ErrNoNetwork, "network %s is being removed; create it again first", n.view.Name))
 		return true
@@ -115,7 +118,7 @@ func (m *Machine) serveOne(n *network, w *want) bool {
 		}
 	} else {
 		var ok bool
-		if addr, ok = m.choose(n); !ok {
+		if addr, ok = m.choose(n, w.wish.Container); !ok {
 			return false
 		}
 	}
@@ -141,9 +144,19 @@ func (m *Machine) allocate(n *network, w *want, a netip.Addr) {
 	m.answer(w, &e, nil)
 }
 
-// choose picks an address of the own blocks: one that was not given out before, from this node's
-// place in the subnet on, or else that which was given back first and has rested.
-func (m *Machine) choose(n *network) (netip.Addr, bool) {
+// hesitates reports whether this node does not trust its log yet. It was stopped for a while: others may
+// have given it up and inherited what it had.
+func (m *Machine) hesitates() bool { return m.resumed && !m.settled && len(m.met) > 0 }
+
+// choose picks an address of the own blocks for a container: the one it had a moment ago, or one that
+// was not given out before, from this node's place in the subnet on, or else that which was given back
+// first and has rested.
+func (m *Machine) choose(n *network, container string) (netip.Addr, bool) {
+	for _, r := range n.resting {
+		if r.container == container && n.mine(r.addr) && !m.foreign(n, r.addr) {
+			return r.addr, true
+		}
+	}
 	from := n.place(m.self)
 	for range count(n.free) {
 		a, ok := pick(n.free, from)

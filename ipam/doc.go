@@ -7,7 +7,10 @@
 // is synced before it is said, so that no address is given out twice under one root (the act of
 // taking a whole subnet), whatever is lost, doubled or late, and across crashes.
 //
-// It does no I/O, knows no clock and starts no goroutine. It does not inherit the blocks of nodes
-// that are gone, nor does it move addresses between roots that were taken apart. A Machine is for
-// one goroutine.
+// What belonged to a node that was given up is inherited by the last node of its lineage, after a
+// quarantine and an answer of everybody ever met. Where roots were taken apart one counts, and the owners
+// under it give the others' containers the addresses that they have. docs/decisions/addresses.md and
+// apart.md say what each step is for; model_test.go explores them.
+//
+// It does no I/O, knows no clock and starts no goroutine. A Machine is for one goroutine.
 package ipam

@@ -9,9 +9,6 @@ import (
 )
 
 const (
-	// witnessGrace is how long a node that knows others waits for one of them to answer before it
-	// does without a witness.
-	witnessGrace = time.Second
 	// givenMax bounds how many offers one step holds that came by message.
 	givenMax = 16
 )
@@ -26,7 +23,6 @@ type witnessKey struct {
 // vouch is the wait of a taken block for its witness.
 type vouch struct {
 	prefix netip.Prefix
-	since  time.Duration
 	until  time.Duration
 	tries  int
 }
@@ -40,8 +36,18 @@ func (m *Machine) receive(ev Msg) {
 	if err != nil || ev.From == m.self {
 		return // another version's, or nobody's: who asked asks again
 	}
-	if msg.kind == msgRoot {
+	switch msg.kind {
+	case msgRoot:
 		m.send(ev.From, &message{kind: msgWait, network: msg.network})
+		return
+	case msgMeet:
+		m.onMeet(ev.From, &msg)
+		return
+	case msgMet:
+		m.onMet(ev.From, &msg)
+		return
+	case msgInquire:
+		m.onInquire(ev.From, &msg)
 		return
 	}
 	n, ok := m.nets[msg.network]
@@ -64,6 +70,8 @@ func (m *Machine) receive(ev Msg) {
 		m.onStored(n, ev.From, &msg)
 	case msgWait:
 		m.onWait(n, ev.From)
+	case msgTestify:
+		m.onTestify(n, ev.From, &msg)
 	}
 }
 
@@ -74,7 +82,7 @@ func (m *Machine) onAsk(n *network, from state.NodeID, msg *message) {
 		m.send(from, &message{kind: msgRefuse, network: n.id, seq: msg.seq, why: why, text: text})
 	}
 	node, ok := m.knows(from)
-	if !ok || msg.epoch < node.Epoch || !n.known {
+	if !ok || msg.epoch < node.Epoch || !n.known || m.fenced() || m.leaving {
 		no(refuseLater, "")
 		return
 	}
@@ -89,7 +97,7 @@ func (m *Machine) onAsk(n *network, from state.NodeID, msg *message) {
 	var why refusal
 	var text string
 	if msg.exact.IsValid() {
-		p, why, text = m.single(n, msg.exact)
+		p, why, text = m.single(n, from, msg)
 	} else {
 		p, why = m.portion(n, from, msg)
 	}
@@ -101,16 +109,20 @@ func (m *Machine) onAsk(n *network, from state.NodeID, msg *message) {
 }
 
 // single returns the block of one address if it can be given.
-func (m *Machine) single(n *network, a netip.Addr) (netip.Prefix, refusal, string) {
+func (m *Machine) single(n *network, from state.NodeID, msg *message) (netip.Prefix, refusal, string) {
+	a := msg.exact
 	if i, ok := n.allocation(a); ok {
 		return netip.Prefix{}, refuseUsed, n.allocs[i].Container
 	}
 	for _, r := range n.resting {
-		if r.addr == a && r.until > m.now {
+		if r.addr == a && r.until > m.now && !msg.held {
 			return netip.Prefix{}, refuseResting, r.container
 		}
 	}
-	if !n.mine(a) || !n.view.Def.Allocatable(a) || m.foreign(n, a) {
+	if e, ok := n.view.At(a); ok && e.Node != m.self && (e.Node != from || !msg.held) {
+		return netip.Prefix{}, refuseUsed, e.Container
+	}
+	if !n.mine(a) || !n.view.Def.Allocatable(a) && !msg.held {
 		return netip.Prefix{}, refuseNone, ""
 	}
 	return netip.PrefixFrom(a, 32), 0, ""
@@ -199,7 +211,16 @@ func (m *Machine) onGive(n *network, from state.NodeID, msg *message) {
 }
 
 func (m *Machine) onRefuse(n *network, from state.NodeID, msg *message) {
+	for _, r := range n.claims {
+		if r.seq == msg.seq && r.to == from {
+			if msg.why != refuseLater {
+				r.until = m.now + claimPause
+			}
+			return
+		}
+	}
 	if n.ask.seq == msg.seq && n.ask.to == from {
+		n.ask.heard = true
 		if msg.why != refuseLater {
 			n.ask.refused = append(n.ask.refused, from)
 			n.ask.resting = n.ask.resting || msg.why == refuseResting
@@ -212,6 +233,7 @@ func (m *Machine) onRefuse(n *network, from state.NodeID, msg *message) {
 		return
 	}
 	w := n.wants[i]
+	w.ask.heard = true
 	switch msg.why {
 	case refuseUsed:
 		m.answer(w, nil, m.inUse(n, w.wish.Addr, msg.text, from))
@@ -247,7 +269,7 @@ func (m *Machine) mayTake(n *network, o *state.Block) bool {
 	if giver(o) != o.Node {
 		return false
 	}
-	if _, ok := m.knows(o.Node); !ok {
+	if _, ok := m.knows(o.Node); !ok && !m.without(guardGrantor) {
 		return false
 	}
 	return o.Root == n.root && o.Ver > n.high(o.Prefix, o.Root)
@@ -258,7 +280,7 @@ func (m *Machine) take(n *network, o *state.Block) {
 		Network: n.id, Prefix: o.Prefix, Root: o.Root, Sealed: o.Sealed && o.Root.Creator == m.self, Ver: o.Ver,
 		Lineage: slices.Clone(o.Lineage), State: state.Pending,
 	}
-	if len(m.third(o.Node)) == 0 && !m.otherKnown(o.Node) {
+	if !m.heirsKnown(&b) || m.vouched(o.Node) {
 		b.State = state.Usable
 	}
 	m.put(b)
@@ -277,17 +299,19 @@ func giver(b *state.Block) state.NodeID {
 
 // third returns the nodes that answer and are neither this one nor a block's grantor.
 func (m *Machine) third(grantor state.NodeID) []state.NodeID {
-	return slices.DeleteFunc(slices.Clone(m.alive), func(id state.NodeID) bool { return id == grantor })
+	return slices.DeleteFunc(slices.Clone(m.alive), func(id state.NodeID) bool { return id == grantor || m.isLost(id) })
 }
 
 // otherKnown reports whether any node but this one and the grantor is known, answering or not.
 func (m *Machine) otherKnown(grantor state.NodeID) bool {
-	return slices.ContainsFunc(m.view.Nodes(), func(o *state.Node) bool { return o.ID != m.self && o.ID != grantor })
+	return slices.ContainsFunc(m.view.Nodes(), func(o *state.Node) bool {
+		return o.ID != m.self && o.ID != grantor && !m.isLost(o.ID)
+	})
 }
 
-// confirm is step W: a taken block is used once another member than the grantor has stored that it
-// was taken, so that it is not forgotten with the grantor. Where nobody else answers there is nobody
-// to ask.
+// confirm is step W: a taken block is used once another node than the grantor has stored that this
+// node exists, now or before: whoever inherits from the grantor then asks this node too. Where nobody
+// else is known, or named to inherit, nobody can.
 func (m *Machine) confirm(n *network) {
 	n.vouches = slices.DeleteFunc(n.vouches, func(v vouch) bool {
 		i, ok := n.find(v.prefix)
@@ -300,26 +324,25 @@ func (m *Machine) confirm(n *network) {
 		i := slices.IndexFunc(n.vouches, func(v vouch) bool { return v.prefix == b.Prefix })
 		if i < 0 {
 			i = len(n.vouches)
-			n.vouches = append(n.vouches, vouch{prefix: b.Prefix, since: m.now})
+			n.vouches = append(n.vouches, vouch{prefix: b.Prefix})
 		}
 		v := &n.vouches[i]
 		grantor := giver(&b)
-		third := m.third(grantor)
-		switch {
-		case len(third) == 0 && (!m.otherKnown(grantor) || m.now >= v.since+witnessGrace):
+		if !m.heirsKnown(&b) || m.vouched(grantor) {
 			b.State = state.Usable
 			m.put(b)
-		case len(third) == 0:
-			m.wake(v.since + witnessGrace)
-		default:
-			if m.now >= v.until {
-				third = rank(n.id, third)
-				m.send(third[v.tries%len(third)], &message{kind: msgWitness, network: n.id, block: b})
-				v.until = m.now + backoff(v.tries)
-				v.tries++
-			}
-			m.wake(v.until)
+			continue
 		}
+		third := rank(n.id, m.third(grantor))
+		if len(third) == 0 {
+			continue
+		}
+		if m.now >= v.until {
+			m.send(third[v.tries%len(third)], &message{kind: msgWitness, network: n.id, block: b})
+			v.until = m.now + backoff(v.tries)
+			v.tries++
+		}
+		m.wake(v.until)
 	}
 	m.fresh(n)
 }
@@ -353,9 +376,10 @@ func (m *Machine) onStored(n *network, from state.NodeID, msg *message) {
 	}
 	b := n.blocks[i]
 	if b.State != state.Pending || !n.holds(&b) || b.Ver != msg.block.Ver || b.Root != msg.block.Root ||
-		giver(&b) == from {
+		giver(&b) == from || m.isLost(from) {
 		return
 	}
+	m.onMet(from, &message{epoch: m.born}) // who stored the block stored its owner
 	b.State = state.Usable
 	m.put(b)
 }

@@ -20,8 +20,9 @@ const (
 	firstBits = 26
 	// viewPatience is how long a container waits for the view to hold what would help it.
 	viewPatience = time.Second
-	// answerPatience is how long it waits for nodes that are said to be there.
-	answerPatience = 5 * time.Second
+	// answerPatience is how long it waits for nodes that answer, silentPatience for nodes that are said
+	// to be there and do not.
+	answerPatience, silentPatience = 5 * time.Second, 1700 * time.Millisecond
 	// roomFor is for how many addresses a member a subnet must have room that members ask for a
 	// block before they need one.
 	roomFor = 8
@@ -37,6 +38,7 @@ type request struct {
 	refused  []state.NodeID
 	resting  bool // somebody has addresses in their cooldown
 	hopeless bool // nobody is there to be asked, or all refused
+	heard    bool // somebody answered that it cannot say yet
 }
 
 func backoff(tries int) time.Duration {
@@ -63,16 +65,29 @@ func (m *Machine) seek(n *network, r *request, owners []state.NodeID, exact neti
 		}
 		return false
 	}
+	m.ask(n, r, owners[r.tries%len(owners)], exact, false)
+	return true
+}
+
+// seekExact asks an owner for one address, if it is time to.
+func (m *Machine) seekExact(n *network, r *request, owner state.NodeID, a netip.Addr, held bool) {
+	if m.now < r.until {
+		m.wake(r.until)
+		return
+	}
+	m.ask(n, r, owner, a, held)
+}
+
+func (m *Machine) ask(n *network, r *request, owner state.NodeID, exact netip.Addr, held bool) {
 	m.seq++
-	r.seq, r.to = m.seq, owners[r.tries%len(owners)]
+	r.seq, r.to = m.seq, owner
 	r.until = m.now + backoff(r.tries)
 	r.tries++
 	m.wake(r.until)
-	m.send(r.to, &message{
+	m.send(owner, &message{
 		kind: msgAsk, network: n.id, seq: r.seq, epoch: m.epoch, born: m.born,
-		urgent: r.urgent, bits: m.share(n), exact: exact,
+		urgent: r.urgent, bits: m.share(n), exact: exact, held: held,
 	})
-	return true
 }
 
 // share is the length of the block to ask for: a quarter of a fair share first, then as much as is
@@ -133,6 +148,11 @@ func (m *Machine) owners(n *network) []owner {
 			free[e.Node]--
 		}
 	}
+	for e := range n.view.Unshown() { // has an address of another's
+		if _, ok := free[e.Node]; ok {
+			free[e.Node]++
+		}
+	}
 	out := make([]owner, 0, len(free))
 	for _, id := range sortedNodes(free) {
 		out = append(out, owner{id, free[id]})
@@ -148,6 +168,12 @@ func (m *Machine) answers(id state.NodeID) bool {
 
 // grow asks for more addresses where containers wait for one or few are left.
 func (m *Machine) grow(n *network) {
+	if m.hesitates() {
+		for _, w := range n.wants {
+			w.since = m.now
+		}
+		return
+	}
 	waiting := n.wants[:0]
 	general := false
 	for _, w := range n.wants {
@@ -216,14 +242,18 @@ func (m *Machine) despair(n *network, hope bool) (time.Duration, error) {
 	}
 	switch {
 	case n.pending():
-		return answerPatience, state.Refuse(state.ErrNoAddress, "addresses of %s were received and no other node has confirmed it; try again", n.view.Name)
+		return answerPatience, m.unconfirmed(n)
 	case !n.known:
 		return answerPatience, state.Refuse(state.ErrNoAddress, "no owner of the addresses of %s is known, %s would be the first; wait for it, or create the network again",
 			n.view.Name, m.name(n.view.Created.Creator))
-	case hope && free > 0:
+	case hope && free > 0 && n.ask.heard:
 		return answerPatience, m.silent(free, away)
+	case hope && free > 0:
+		return silentPatience, m.silent(free, away)
 	case free > 0:
 		return viewPatience, m.silent(free, away)
+	case m.resting(n) > 0:
+		return viewPatience, m.inQuarantine(n)
 	}
 	var used uint64
 	for _, u := range m.uses(n) {
@@ -283,13 +313,18 @@ func (m *Machine) pursue(n *network, w *want) error {
 	var err error
 	patience := answerPatience
 	switch {
+	case !known && m.orphan(n, a) != nil:
+		err, patience = m.inQuarantine(n), viewPatience
 	case !known:
 		err = state.Refuse(state.ErrNoAddress, "no owner of address %s of %s is known; wait for the node that created it", a, n.view.Name)
 	case id == m.self:
-		err = state.Refuse(state.ErrNoAddress, "address %s of %s was received and no other node has confirmed it; try again", a, n.view.Name)
+		err = m.unconfirmed(n)
 	default:
 		err = state.Refuse(state.ErrNoAddress, "address %s of %s belongs to %s, which does not answer; wait for it, or choose another", a, n.view.Name, m.name(id))
 		w.ask.urgent = true
+		if !w.ask.heard {
+			patience = silentPatience
+		}
 		if !m.answers(id) {
 			patience = viewPatience
 		} else {

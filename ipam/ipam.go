@@ -1,6 +1,7 @@
 package ipam
 
 import (
+	"cmp"
 	"net/netip"
 	"slices"
 	"time"
@@ -17,8 +18,10 @@ type Machine struct {
 	epoch crdt.Epoch
 
 	// What the log says.
-	born      crdt.Epoch // in which epoch the log begins; 0: it has not
-	met       map[state.NodeID]bool
+	born      crdt.Epoch                  // in which epoch the log begins; 0: it has not
+	met       map[state.NodeID]crdt.Epoch // who exists, and the latest epoch that mattered; 0: not known
+	metBy     map[state.NodeID]bool       // who has stored that this node exists
+	lost      map[state.NodeID]loss       // who was given up
 	witnessed map[witnessKey]state.Block
 	lastAlloc uint64
 
@@ -30,6 +33,16 @@ type Machine struct {
 	settled   bool
 	settledAt int64         // seconds since 1970
 	settledIn time.Duration // the machine's time then
+	leaving   bool
+	// resumed: the log is of a run before. What it says may be an older copy, or given up by others,
+	// which they will say in a moment.
+	resumed bool
+	// lossMark counts the changes of lost and met.
+	lossMark uint64
+	meets    request // for metBy
+
+	quarantine time.Duration
+	off        guard // what tests switch off
 
 	started bool
 	now     time.Duration
@@ -43,6 +56,9 @@ type Config struct {
 	Self state.NodeID
 	// Epoch is this node's epoch at start. A later one is learnt from this node's own record.
 	Epoch crdt.Epoch
+	// Quarantine is how long the addresses of a node that was given up rest before they are
+	// inherited. 0: 10 minutes.
+	Quarantine time.Duration
 	// Records is what was logged before, in order. All of the log must be synced by now: a daemon
 	// that was killed left writes that it had not synced, and from here on they are told.
 	Records []Record
@@ -54,9 +70,13 @@ func New(c Config) *Machine {
 	m := &Machine{
 		self:      c.Self,
 		epoch:     c.Epoch,
-		met:       map[state.NodeID]bool{},
+		met:       map[state.NodeID]crdt.Epoch{},
+		metBy:     map[state.NodeID]bool{},
+		lost:      map[state.NodeID]loss{},
 		witnessed: map[witnessKey]state.Block{},
 		nets:      map[state.NetworkID]*network{},
+
+		quarantine: cmp.Or(c.Quarantine, quarantineDefault),
 	}
 	for _, r := range c.Records {
 		es, err := decodeRecord(r)
@@ -67,6 +87,7 @@ func New(c Config) *Machine {
 			m.replay(&es[i])
 		}
 	}
+	m.resumed = m.born != 0
 	return m
 }
 
@@ -111,6 +132,14 @@ type Msg struct {
 	Body []byte // not kept
 }
 
+// Renewed tells that this node begins an epoch because its log is an older copy: what it promised and
+// took since is not known.
+type Renewed struct{ Epoch crdt.Epoch }
+
+// Leave has the machine hand its blocks on. It gives out no more addresses; [Machine.Left] tells
+// when nothing is left.
+type Leave struct{}
+
 // Tick lets time pass; wanted at least at [Effects.Next].
 type Tick struct{}
 
@@ -122,6 +151,8 @@ func (Members) event() {}
 func (Settled) event() {}
 func (Founded) event() {}
 func (Msg) event()     {}
+func (Renewed) event() {}
+func (Leave) event()   {}
 func (Tick) event()    {}
 
 // Effects is what a step asks for. Log is written before Changes, or in one piece with them, and
@@ -175,7 +206,16 @@ func (m *Machine) Step(now time.Duration, ev Event) Effects {
 		m.alive = slices.Clone(ev.Alive)
 		slices.Sort(m.alive)
 		m.alive = slices.DeleteFunc(slices.Compact(m.alive), func(n state.NodeID) bool { return n == m.self })
-		m.meet(m.alive)
+		for _, id := range m.alive {
+			m.meet(id, 0)
+		}
+		m.meets = request{}
+	case Renewed:
+		m.write(entry{kind: entBorn, epoch: ev.Epoch})
+		m.epoch = max(m.epoch, ev.Epoch)
+		m.out.Sync = true
+	case Leave:
+		m.leaving = true
 	case Settled:
 		m.settled, m.settledAt, m.settledIn = true, ev.At, now
 	case Founded:
@@ -184,6 +224,7 @@ func (m *Machine) Step(now time.Duration, ev Event) Effects {
 	case Msg:
 		m.receive(ev)
 	}
+	m.introduce()
 	for _, id := range m.order {
 		m.work(m.nets[id])
 	}
@@ -203,6 +244,10 @@ func (m *Machine) start() {
 	if m.born == 0 {
 		m.write(entry{kind: entBorn, epoch: m.epoch})
 		m.out.Sync = true
+	}
+	for id, l := range m.lost {
+		l.heard = m.now
+		m.lost[id] = l
 	}
 	for _, id := range m.order {
 		n := m.nets[id]
@@ -225,7 +270,16 @@ func (m *Machine) replay(e *entry) {
 	case entBorn:
 		m.born = e.epoch
 	case entMet:
-		m.met[e.node] = true
+		m.met[e.node] = max(m.met[e.node], e.epoch)
+		m.lossMark++
+	case entMetBy:
+		m.metBy[e.node] = true
+	case entForget:
+		m.replayForget(e)
+	case entEstate:
+		m.network(e.block.Network).bequeath(e.block)
+	case entSettled:
+		m.network(e.network).settle(e.node, e.prefix)
 	case entPut:
 		b := e.block
 		b.Node = m.self
@@ -252,11 +306,14 @@ func (m *Machine) replay(e *entry) {
 			n.count()
 		}
 	case entWitness:
-		m.met[e.node] = true
+		if _, known := m.met[e.node]; !known {
+			m.met[e.node] = 0
+			m.lossMark++
+		}
 		m.witnessed[witnessKey{e.block.Network, e.node, e.block.Prefix}] = e.block
 	case entDrop:
 		n := m.network(e.network)
-		n.blocks, n.resting, n.stale = nil, nil, true
+		n.blocks, n.resting, n.estate, n.stale = nil, nil, nil, true
 	}
 }
 
@@ -285,15 +342,6 @@ func (m *Machine) remove(n *network, p netip.Prefix) {
 	m.out.Changes = append(m.out.Changes, state.RemoveBlock{Network: n.id, Prefix: p})
 }
 
-// meet notes nodes that exist: who inherits must have heard all that were ever met.
-func (m *Machine) meet(nodes []state.NodeID) {
-	for _, id := range nodes {
-		if id != m.self && !m.met[id] {
-			m.write(entry{kind: entMet, node: id})
-		}
-	}
-}
-
 // wake asks for a Tick at t.
 func (m *Machine) wake(t time.Duration) {
 	if m.out.Next == 0 || t < m.out.Next {
@@ -303,14 +351,21 @@ func (m *Machine) wake(t time.Duration) {
 
 // work does what can be done on a network now.
 func (m *Machine) work(n *network) {
-	if n.view == nil {
+	if n.view == nil || m.fenced() {
 		return
 	}
 	m.tidy(n)
 	m.takeRoot(n)
 	m.takeOffers(n)
 	m.confirm(n)
+	m.inherit(n)
 	m.rested(n)
+	if m.leaving {
+		m.depart(n)
+		return
+	}
 	m.serve(n)
+	m.reclaim(n)
 	m.grow(n)
+	m.giveBack(n)
 }

@@ -26,16 +26,22 @@ type network struct {
 	allocs  []state.Endpoint // by address
 	resting []rest           // given back, oldest first
 	rooted  bool             // this node took the root once
+	estate  []state.Block    // what nodes that were given up had, by (prefix, node)
 
 	// What follows from the log and the view.
 	stale  bool           // has to be worked out again
-	others []*state.Block // of other nodes
+	heard  []*state.Block // of all nodes: the view's
+	others []*state.Block // of other nodes that were not given up
 	given  []state.Block  // offers that came by message, until the view has them
-	root   state.Root     // the winner
-	known  bool           // there is a root
-	usable []netip.Prefix // own blocks that may be allocated from, in order
-	beaten []netip.Prefix // own blocks of which a higher version is known
-	free   []span         // addresses of usable that were never given out or long ago
+	told   []state.Block  // what others said of living nodes when this one asked, by (prefix, node)
+	rivals []*state.Block // others, estate and told, by prefix
+	// orphans are the ranges of which the highest record is of, or to, a node that was given up.
+	orphans []orphan
+	root    state.Root     // the winner
+	known   bool           // there is a root
+	usable  []netip.Prefix // own blocks that may be allocated from, in order
+	beaten  []netip.Prefix // own blocks of which a higher version is known
+	free    []span         // addresses of usable that were never given out or long ago
 
 	// What is under way.
 	founded   bool
@@ -44,6 +50,11 @@ type network struct {
 	ask       request
 	vouches   []vouch
 	race      race
+	inquiry   *inquiry
+	bequests  request                        // to those that inherit
+	claims    map[netip.Addr]*request        // for addresses of own containers in blocks of others
+	idle      map[netip.Prefix]time.Duration // since when an own block is without a container
+	reviewed  time.Duration                  // when idle was last looked at
 }
 
 // high is the highest version of a range that this node ever held under a root.
@@ -157,13 +168,11 @@ func (n *network) busy() []span {
 }
 
 // refresh works out what follows from the log and the view.
-func (n *network) refresh(self state.NodeID) {
+func (m *Machine) refresh(n *network) {
 	n.others = n.others[:0]
-	if n.view != nil {
-		for _, b := range n.view.Blocks() {
-			if b.Node != self && n.sound(b.Prefix) {
-				n.others = append(n.others, b)
-			}
+	for _, b := range n.heard {
+		if b.Node != m.self && n.sound(b.Prefix) {
+			n.others = append(n.others, b)
 		}
 	}
 	for i := range n.given {
@@ -171,10 +180,20 @@ func (n *network) refresh(self state.NodeID) {
 			n.others = append(n.others, &n.given[i])
 		}
 	}
-	slices.SortStableFunc(n.others, func(a, b *state.Block) int { return compare(a.Prefix, b.Prefix) })
-	n.root, n.known = winner(n.blocks, n.others)
+	byPrefix := func(a, b *state.Block) int { return compare(a.Prefix, b.Prefix) }
+	slices.SortStableFunc(n.others, byPrefix)
+	n.rivals = append(n.rivals[:0], n.others...)
+	if len(n.estate)+len(n.told) > 0 {
+		for _, list := range [2][]state.Block{n.estate, n.told} {
+			for i := range list {
+				n.rivals = append(n.rivals, &list[i])
+			}
+		}
+		slices.SortStableFunc(n.rivals, byPrefix)
+	}
+	n.root, n.known = winner(n.blocks, n.rivals)
 	n.beaten = n.beaten[:0]
-	overlaps(n.blocks, n.others, func(mine, other *state.Block) {
+	overlaps(n.blocks, n.rivals, func(mine, other *state.Block) {
 		if other.Root == mine.Root && other.Ver > mine.Ver && !slices.Contains(n.beaten, mine.Prefix) {
 			n.beaten = append(n.beaten, mine.Prefix)
 		}
@@ -187,6 +206,7 @@ func (n *network) refresh(self state.NodeID) {
 	}
 	n.count()
 	n.stale = false
+	m.findOrphans(n)
 }
 
 // sound reports whether a prefix that another node names is one of this network.

@@ -3,7 +3,9 @@ package ipam
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
+	"time"
 
 	"meshnet/state"
 )
@@ -12,6 +14,9 @@ import (
 func (m *Machine) name(id state.NodeID) string {
 	if node, ok := m.knows(id); ok && node.Name != "" {
 		return node.Name
+	}
+	if l, ok := m.lost[id]; ok && l.name != "" {
+		return l.name
 	}
 	return id.String()
 }
@@ -40,6 +45,71 @@ func (m *Machine) silent(free int64, ids []state.NodeID) error {
 	}
 	return state.Refuse(state.ErrNoAddress, "%d free %s to %s, which %s not answer; wait for it, or 'meshnet rmpeer %s' if it is gone for good",
 		free, addresses, m.names(ids), verb, m.name(ids[0]))
+}
+
+// orphan returns the range without an owner that has an address, nil if none does.
+func (m *Machine) orphan(n *network, a netip.Addr) *orphan {
+	for i := range n.orphans {
+		if n.orphans[i].prefix.Contains(a) {
+			return &n.orphans[i]
+		}
+	}
+	return nil
+}
+
+// resting counts the addresses that belonged to nodes that were given up.
+func (m *Machine) resting(n *network) uint64 {
+	var ps []netip.Prefix
+	for i := range n.orphans {
+		ps = append(ps, n.orphans[i].prefix)
+	}
+	return count(gaps(ps, n.reserved()))
+}
+
+// inQuarantine says that what is free belonged to nodes that were given up, and what that waits for.
+func (m *Machine) inQuarantine(n *network) error {
+	var of, waits []state.NodeID
+	var left time.Duration
+	heirless := state.NodeID(0)
+	for i := range n.orphans {
+		o := &n.orphans[i]
+		of = append(of, o.holder)
+		left = max(left, m.due(o)-m.now)
+		if o.heir == 0 {
+			heirless = o.holder
+		}
+		if n.inquiry != nil && o.heir == m.self {
+			waits = m.silentTo(n.inquiry)
+		}
+	}
+	slices.Sort(of)
+	of = slices.Compact(of)
+	text := fmt.Sprintf("no free address in %s; %d belonged to %s", n.view.Def.Subnet, m.resting(n), m.names(of))
+	switch {
+	case heirless != 0:
+		return state.Refuse(state.ErrNoAddress, "%s, of whom no heir is left; name one: meshnet rmpeer %s --heir NODE", text, m.name(heirless))
+	case left > 0:
+		return state.Refuse(state.ErrNoAddress, "%s and rest for another %s; wait for that", text, left.Round(time.Second))
+	case len(waits) > 0:
+		return state.Refuse(state.ErrNoAddress, "%s and wait for %s to hear of that; start it, or 'meshnet rmpeer %s' if it is gone for good",
+			text, m.names(waits), m.name(waits[0]))
+	}
+	return state.Refuse(state.ErrNoAddress, "%s and are being inherited; try again", text)
+}
+
+// unconfirmed says that a block was received and nobody else knows this node yet.
+func (m *Machine) unconfirmed(n *network) error {
+	var away []state.NodeID
+	for _, node := range m.view.Nodes() {
+		if node.ID != m.self && !m.isLost(node.ID) && !m.answers(node.ID) {
+			away = append(away, node.ID)
+		}
+	}
+	if len(away) == 0 {
+		return state.Refuse(state.ErrNoAddress, "addresses of %s were received and no other node has confirmed it; try again", n.view.Name)
+	}
+	return state.Refuse(state.ErrNoAddress, "addresses of %s were received, and no node but their giver knows this one yet; wait for %s, or 'meshnet rmpeer %s' if it is gone for good",
+		n.view.Name, m.names(away), m.name(away[0]))
 }
 
 // exhausted says who uses all that there is.
@@ -79,6 +149,11 @@ func (m *Machine) uses(n *network) []use {
 	}
 	if len(n.allocs) > 0 {
 		counts[m.self] = uint64(len(n.allocs))
+	}
+	for e := range n.view.Unshown() { // one address, two containers
+		if counts[e.Node] > 0 {
+			counts[e.Node]--
+		}
 	}
 	out := make([]use, 0, len(counts))
 	for _, id := range sortedNodes(counts) {

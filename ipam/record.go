@@ -20,16 +20,22 @@ const (
 	entFree                         // and gave it back
 	entWitness                      // another node's block was seen
 	entDrop                         // a network is gone
+	entForget                       // a node was given up; if it is this one, its blocks with it
+	entEstate                       // what a node that was given up had
+	entSettled                      // a part of that has a later owner
+	entMetBy                        // another node has stored that this one exists
 )
 
 // entry is one thing that a step made so. What its kind needs is set.
 type entry struct {
 	kind     entryKind
-	epoch    crdt.Epoch       // entBorn
-	node     state.NodeID     // entMet, entWitness
-	block    state.Block      // entPut, entWitness
-	network  state.NetworkID  // entRemove, entFree, entDrop
-	prefix   netip.Prefix     // entRemove
+	epoch    crdt.Epoch       // entBorn, entForget, entMet: 0 in a record of an early version
+	node     state.NodeID     // entMet, entWitness, entForget, entEstate, entSettled, entMetBy
+	heir     state.NodeID     // entForget: named by a person; 0: none
+	name     string           // entForget: what people called it
+	block    state.Block      // entPut, entWitness, entEstate
+	network  state.NetworkID  // entRemove, entFree, entDrop, entSettled
+	prefix   netip.Prefix     // entRemove, entSettled
 	endpoint state.Endpoint   // entAlloc
 	id       state.EndpointID // entFree
 	alloc    uint64           // entFree
@@ -53,6 +59,20 @@ func (e *entry) encode() []byte {
 		w.uvar(uint64(e.epoch))
 	case entMet:
 		w.u64(uint64(e.node))
+		if e.epoch != 0 {
+			w.uvar(uint64(e.epoch))
+		}
+	case entMetBy:
+		w.u64(uint64(e.node))
+	case entForget:
+		w.u64(uint64(e.node))
+		w.uvar(uint64(e.epoch))
+		w.u64(uint64(e.heir))
+		w.text(e.name)
+	case entSettled:
+		w.u64(uint64(e.network))
+		w.u64(uint64(e.node))
+		w.prefix(e.prefix)
 	case entPut:
 		w.block(&e.block)
 	case entRemove:
@@ -64,7 +84,7 @@ func (e *entry) encode() []byte {
 		w.u64(uint64(e.network))
 		w.u64(uint64(e.id))
 		w.uvar(e.alloc)
-	case entWitness:
+	case entWitness, entEstate:
 		w.u64(uint64(e.node))
 		w.block(&e.block)
 	case entDrop:
@@ -103,6 +123,20 @@ func decodeEntry(in *reader) (e entry, known bool) {
 		e.epoch = crdt.Epoch(in.uvar())
 	case entMet:
 		e.node = in.node()
+		if len(in.b) > 0 {
+			e.epoch = crdt.Epoch(in.uvar())
+		}
+	case entMetBy:
+		e.node = in.node()
+	case entForget:
+		e.node = in.node()
+		e.epoch = crdt.Epoch(in.uvar())
+		e.heir = in.node()
+		e.name = in.text()
+	case entSettled:
+		e.network = state.NetworkID(in.u64())
+		e.node = in.node()
+		e.prefix = in.prefix()
 	case entPut:
 		e.block = in.block()
 	case entRemove:
@@ -114,9 +148,10 @@ func decodeEntry(in *reader) (e entry, known bool) {
 		e.network = state.NetworkID(in.u64())
 		e.id = state.EndpointID(in.u64())
 		e.alloc = in.uvar()
-	case entWitness:
+	case entWitness, entEstate:
 		e.node = in.node()
 		e.block = in.block()
+		e.block.Node = e.node
 	case entDrop:
 		e.network = state.NetworkID(in.u64())
 	default:

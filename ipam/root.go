@@ -67,12 +67,12 @@ func (m *Machine) takeRoot(n *network) {
 		m.root(n, n.foundedAt)
 		return
 	}
-	if !m.settled || n.view.Removed || len(n.highs) > 0 {
+	if !m.settled || n.view.Removed || len(n.highs) > 0 || m.leaving {
 		return
 	}
 	// A crash between the creation and the root leaves a network that only its creator can help.
 	mine := n.view.Created.Creator == m.self
-	if all {
+	if all && (mine || len(m.lost) == 0) { // where nodes were given up, one of them may have had all of it
 		mine = m.first(n)
 	}
 	if mine {
@@ -81,17 +81,8 @@ func (m *Machine) takeRoot(n *network) {
 }
 
 func (m *Machine) root(n *network, at int64) {
-	var others []state.NodeID
-	for _, node := range m.view.Nodes() {
-		if node.ID != m.self {
-			others = append(others, node.ID)
-		}
-	}
-	heirs := rank(n.id, others)
-	heirs = heirs[:min(len(heirs), successors)]
-	slices.Reverse(heirs) // the last of a lineage inherits first
 	m.put(state.Block{
-		Network: n.id, Prefix: n.view.Def.Subnet, Ver: 1, Lineage: heirs,
+		Network: n.id, Prefix: n.view.Def.Subnet, Ver: 1, Lineage: m.heirs(n),
 		Root: state.Root{Creator: m.self, At: at},
 	})
 	m.out.Sync = true

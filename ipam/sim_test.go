@@ -37,6 +37,9 @@ type host struct {
 	// outlives the daemon but not the machine.
 	held map[state.EndpointID]state.Endpoint
 
+	dead bool // for good, as people say; it may come back
+	lost bool // it was given up while it had addresses: another may have them
+
 	up    bool
 	doc   *state.Doc
 	m     *Machine
@@ -67,18 +70,17 @@ type world struct {
 	nextID  state.EndpointID
 	trace   []string
 	playing bool
+	deaths  bool
 }
 
 func newWorld(t *testing.T, seed uint64, hosts int) *world {
 	w := &world{t: t, seed: seed, r: rand.New(rand.NewPCG(seed, 1)), nextID: 1}
-	for i := range hosts {
+	for range hosts {
 		h := &host{id: state.NodeID(w.r.Uint64() | 1), epoch: 1, held: map[state.EndpointID]state.Endpoint{}}
 		h.doc = state.NewDoc(h.id, 1, crdt.Actor(w.r.Uint64()))
 		w.hosts = append(w.hosts, h)
 		w.boot(h)
-		w.change(h, state.PutNode{Node: state.Node{
-			ID: h.id, Name: string(rune('a' + i)), Addr: netip.AddrFrom4([4]byte{192, 0, 2, byte(i + 1)}), MTU: 1500,
-		}})
+		w.change(h, w.record(h))
 	}
 	w.members()
 	return w
@@ -100,6 +102,12 @@ func (w *world) fatal(format string, args ...any) {
 			w.t.Logf("%s %016x up %v epoch %d born %d root %v usable %v free %d allocs %d", w.name(h.id), uint64(id), h.up, h.epoch, h.m.born, n.root, n.usable, count(n.free), len(n.allocs))
 			for _, b := range n.blocks {
 				w.t.Logf("  %v ver %d kind %d state %d to %s/%d root %s %v", b.Prefix, b.Ver, b.Kind, b.State, w.name(b.To), b.ToEpoch, w.name(b.Root.Creator), b.Lineage)
+			}
+			for _, b := range n.estate {
+				w.t.Logf("  estate %v of %s ver %d kind %d to %s %v", b.Prefix, w.name(b.Node), b.Ver, b.Kind, w.name(b.To), b.Lineage)
+			}
+			if q := n.inquiry; q != nil {
+				w.t.Logf("  asks for %v; silent %v, told %v, highs %v", q.ranges, h.m.silentTo(q), n.told, q.highs)
 			}
 			for _, x := range n.highs {
 				w.t.Logf("  high %v ver %d", x.prefix, x.ver)
@@ -192,6 +200,7 @@ func (w *world) tell(h *host, out state.Out) {
 
 func (w *world) merge(h *host, in state.In) {
 	news := h.doc.Merge(in)
+	w.outlive(h)
 	if _, ok := h.doc.Doubt(); ok {
 		h.epoch = max(h.epoch, h.doc.Epoch())
 		if e, _ := h.doc.Doubt(); e > h.epoch {
@@ -206,6 +215,30 @@ func (w *world) merge(h *host, in state.In) {
 	if !news.Empty() {
 		w.look(h)
 	}
+}
+
+// outlive begins a new life of a host that hears that it was given up.
+func (w *world) outlive(h *host) {
+	e, ok := h.doc.View().Forgotten(h.id)
+	if !ok || e < h.doc.Epoch() || !h.up {
+		return
+	}
+	w.note("%s hears that it was given up", w.name(h.id))
+	h.lost = h.lost || len(h.held) > 0
+	w.look(h) // it fences
+	h.epoch = max(h.epoch, h.doc.Epoch(), e) + 1
+	out := h.doc.Renew(h.epoch, crdt.Actor(w.r.Uint64()))
+	h.log = append(h.log, kept{out: out})
+	h.synced = len(h.log)
+	w.tell(h, out)
+	w.change(h, w.record(h))
+}
+
+func (w *world) record(h *host) state.Change {
+	i := slices.Index(w.hosts, h)
+	return state.PutNode{Node: state.Node{
+		ID: h.id, Name: string(rune('a' + i)), Addr: netip.AddrFrom4([4]byte{192, 0, 2, byte(i + 1)}), MTU: 1500,
+	}}
 }
 
 // look steps a host's machine with its view, until it changes nothing.
@@ -256,9 +289,13 @@ func (w *world) step(h *host, ev Event) {
 		w.down(h, w.r.IntN(2) == 0)
 		return
 	}
-	out, err := h.doc.Apply(eff.Changes...)
+	var out state.Out
+	var err error
+	if len(eff.Changes) > 0 {
+		out, err = h.doc.Apply(eff.Changes...)
+	}
 	if err != nil {
-		w.fatal("%s after %T: %v", w.name(h.id), ev, err)
+		w.fatal("%s after %T: %v; %+v", w.name(h.id), ev, err, eff.Changes)
 	}
 	if !out.Empty() {
 		h.log = append(h.log, kept{out: out})
@@ -304,7 +341,7 @@ func (w *world) done(h *host, a Answer) {
 func (w *world) unique(h *host, net state.NetworkID, addr netip.Addr, id state.EndpointID) {
 	for _, o := range w.hosts {
 		for _, e := range o.held {
-			if e.Network == net && e.Addr == addr && (e.ID != id || o != h) && w.roots(net) < 2 {
+			if e.Network == net && e.Addr == addr && (e.ID != id || o != h) && w.roots(net) < 2 && !o.dead && !o.lost && !h.lost {
 				w.fatal("%s on %016x is held by %s and %s", addr, uint64(net), w.name(h.id), w.name(o.id))
 			}
 		}
@@ -347,6 +384,9 @@ func (w *world) restart(h *host, power bool) {
 		h.doc.Restore(k.out)
 	}
 	h.synced = len(h.log)
+	if h.dead {
+		return
+	}
 	w.note("%s up", w.name(h.id))
 	var out state.Out
 	if power {
@@ -369,6 +409,7 @@ func (w *world) restart(h *host, power bool) {
 		w.unique(h, e.Network, e.Addr, e.ID)
 	}
 	w.tell(h, out)
+	w.outlive(h)
 	w.look(h)
 	w.members()
 	w.after(time.Second, func() { w.step(h, Settled{int64(w.now / time.Second)}) })
@@ -382,7 +423,7 @@ func (w *world) boot(h *host) {
 		}
 	}
 	h.up, h.wants, h.fails = true, map[state.EndpointID]state.Attach{}, map[state.EndpointID]error{}
-	h.m = New(Config{Self: h.id, Epoch: h.doc.Epoch(), Records: recs})
+	h.m = New(Config{Self: h.id, Epoch: h.doc.Epoch(), Records: recs, Quarantine: 5 * time.Second})
 }
 
 // members tells every host, after a while, who answers.
@@ -503,12 +544,52 @@ func (w *world) play() {
 		}
 		w.note("split %v", sides(w.hosts))
 		w.members()
-	case x < 97:
+	case x < 96:
 		w.join()
+	case x < 97:
+		w.bury(h)
 	case h.up:
 		w.down(h, w.r.IntN(2) == 0)
 	}
 	w.after(time.Duration(w.r.Int64N(int64(400*time.Millisecond))), w.play)
+}
+
+// bury ends a host for good and has one that lives give it up; in half of all cases it comes back later
+// with the disk it had.
+func (w *world) bury(h *host) {
+	living := w.hosts[w.r.IntN(len(w.hosts))]
+	down := slices.ContainsFunc(w.hosts, func(o *host) bool { return o.dead })
+	if down || !h.up || !living.up || living == h || !w.deaths {
+		return
+	}
+	w.note("%s dies for good", w.name(h.id))
+	h.up, h.view, h.next, h.dead = false, nil, 0, true
+	h.lost = h.lost || len(h.held) > 0
+	w.members()
+	w.after(time.Second, func() {
+		if living.up && !living.dead {
+			w.expel(living, h)
+		} else {
+			w.rise(h)
+		}
+	})
+}
+
+func (w *world) expel(by, h *host) {
+	node, ok := by.doc.View().Node(h.id)
+	if !ok || by.m.fenced() {
+		w.rise(h)
+		return
+	}
+	w.note("%s: rmpeer %s", w.name(by.id), w.name(h.id))
+	w.change(by, state.Forget{Node: h.id, Epoch: node.Epoch})
+	w.after(time.Duration(3+w.r.IntN(15))*time.Second, func() { w.rise(h) })
+}
+
+// rise brings a dead host back.
+func (w *world) rise(h *host) {
+	h.dead = false
+	w.restart(h, false)
 }
 
 func sides(hosts []*host) (out []int) {
@@ -530,7 +611,7 @@ func (w *world) calm() {
 	w.loss, w.crash = 0, 0
 	w.playing = false
 	w.join()
-	w.run(w.now + 70*time.Second)
+	w.run(w.now + 90*time.Second)
 	for _, h := range w.hosts {
 		if h.doc.Digest() != w.hosts[0].doc.Digest() {
 			w.fatal("%s and a differ", w.name(h.id))
@@ -539,12 +620,38 @@ func (w *world) calm() {
 			w.fatal("%s: %d wants were not answered", w.name(h.id), len(h.wants))
 		}
 	}
+	w.settled()
+}
+
+// settled wants each address that a container has to be shown for it or for another, who has a claim, and
+// all that is free to have an owner.
+func (w *world) settled() {
+	v := w.hosts[0].doc.View()
+	for _, h := range w.hosts {
+		for _, e := range h.held {
+			n, ok := v.Network(e.Network)
+			if !ok {
+				w.fatal("%s is gone", e.Network)
+			}
+			shown, ok := n.At(e.Addr)
+			if !ok {
+				w.fatal("%s: %s of %s is shown for nobody", w.name(h.id), e.Addr, e.Container)
+			}
+			if shown.Node != h.id && !h.lost && w.roots(e.Network) < 2 {
+				w.fatal("%s: %s of %s is shown for %s", w.name(h.id), e.Addr, e.Container, w.name(shown.Node))
+			}
+		}
+		for _, q := range h.m.Quarantined() {
+			w.fatal("%s: %s of %s is still quarantined: %+v", w.name(h.id), q.Prefix, q.Name, q)
+		}
+	}
 }
 
 func simulate(t *testing.T, seed uint64) {
 	w := newWorld(t, seed, 2+int(seed%4))
 	w.loss = []float64{0, 0.05, 0.3}[w.r.IntN(3)]
 	w.crash = []float64{0, 0.002, 0.02}[w.r.IntN(3)]
+	w.deaths = w.r.IntN(2) == 0
 	w.after(0, w.gossip)
 	w.run(2 * time.Second)
 	subnets := []string{"10.7.0.0/29", "10.7.0.0/28", "10.7.0.0/24", "10.7.0.0/16"}
@@ -573,14 +680,15 @@ func (w *world) fill() {
 		}
 		capacity := int(w.hosts[0].m.nets[net].capacity())
 		for round := 0; ; round++ {
-			held := 0
+			addrs := map[netip.Addr]bool{} // two may have one, after a loss
 			for _, h := range w.hosts {
 				for _, e := range h.held {
 					if e.Network == net {
-						held++
+						addrs[e.Addr] = true
 					}
 				}
 			}
+			held := len(addrs)
 			h := w.hosts[w.r.IntN(len(w.hosts))]
 			id := w.want(h, net, netip.Addr{})
 			w.run(w.now + 8*time.Second)

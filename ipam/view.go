@@ -8,13 +8,21 @@ import (
 
 // saw takes in a view. A network that is the same pointer as before costs nothing.
 func (m *Machine) saw(v *state.View) {
+	for l := range v.Losses() {
+		m.forget(l) // with the view before, which has what it had
+	}
+	fenced := m.fenced()
 	m.view = v
 	for _, node := range v.Nodes() {
-		if node.ID != m.self && !m.met[node.ID] {
-			m.write(entry{kind: entMet, node: node.ID})
-		}
 		if node.ID == m.self {
 			m.epoch = max(m.epoch, node.Epoch)
+		} else {
+			m.meet(node.ID, node.Epoch)
+		}
+	}
+	if fenced && !m.fenced() {
+		for _, id := range m.order {
+			m.nets[id].checked = false // the document begins anew
 		}
 	}
 	for _, sn := range v.Networks() {
@@ -22,15 +30,15 @@ func (m *Machine) saw(v *state.View) {
 			continue
 		}
 		n := m.network(sn.ID)
-		if n.view == sn {
+		if n.view == sn && n.checked {
 			continue
 		}
 		if n.view == nil {
 			n.learnt = m.now
 		}
-		n.view, n.stale = sn, true
+		n.view, n.heard, n.stale = sn, sn.Blocks(), true
 		n.defined = n.defined || !sn.Removed
-		if !n.checked {
+		if !n.checked && !m.fenced() {
 			m.check(n)
 		}
 	}
@@ -79,7 +87,7 @@ func (m *Machine) checkEndpoints(n *network) {
 	for i := range n.allocs {
 		e := n.allocs[i]
 		if _, ok := m.view.Endpoint(e.ID); !ok {
-			m.out.Changes = append(m.out.Changes, state.PutEndpoint{Endpoint: e})
+			m.out.Changes = append(m.out.Changes, state.PutEndpoint{Endpoint: e, Kept: true})
 		}
 	}
 	for e := range n.view.Claims() {
@@ -107,20 +115,21 @@ func (m *Machine) drop(n *network) {
 		for i := range n.blocks {
 			m.out.Changes = append(m.out.Changes, state.RemoveBlock{Network: n.id, Prefix: n.blocks[i].Prefix})
 		}
-		if len(n.blocks) > 0 || len(n.resting) > 0 {
+		if len(n.blocks)+len(n.resting)+len(n.estate) > 0 {
 			m.write(entry{kind: entDrop, network: n.id})
 		}
 	}
 	for _, w := range n.wants {
 		m.answer(w, nil, state.Refuse(state.ErrNoNetwork, "network %s was removed; create it again", n.view.Name))
 	}
-	n.view, n.checked, n.defined, n.wants = nil, false, false, nil
+	n.view, n.heard, n.checked, n.defined, n.wants = nil, nil, false, false, nil
 	n.ask, n.vouches, n.race = request{}, nil, race{}
+	n.inquiry, n.claims, n.idle, n.told = nil, nil, nil, nil
 }
 
 // knows reports whether a node is known and not forgotten.
 func (m *Machine) knows(id state.NodeID) (*state.Node, bool) {
-	if m.view == nil {
+	if m.view == nil || m.isLost(id) {
 		return nil, false
 	}
 	return m.view.Node(id)
@@ -132,16 +141,18 @@ func (m *Machine) tidy(n *network) {
 	if !n.stale {
 		return
 	}
-	n.refresh(m.self)
+	m.refresh(n)
 	m.seal(n)
 	m.clean(n)
+	m.succeed(n)
+	m.discard(n)
 	m.fresh(n)
 }
 
 // fresh works out what follows from the log and the view, if one of them changed.
 func (m *Machine) fresh(n *network) {
 	if n.stale {
-		n.refresh(m.self)
+		m.refresh(n)
 	}
 }
 
@@ -152,7 +163,7 @@ func (m *Machine) seal(n *network) {
 		if b.Sealed || b.Root.Creator != m.self {
 			continue
 		}
-		if slices.ContainsFunc(n.others, func(o *state.Block) bool { return o.Root == b.Root }) {
+		if slices.ContainsFunc(n.rivals, func(o *state.Block) bool { return o.Root == b.Root }) {
 			b.Sealed = true
 			m.put(b) // in its place: the order stays
 		}
@@ -168,11 +179,20 @@ func (m *Machine) clean(n *network) {
 			done = append(done, i)
 		}
 	}
-	overlaps(n.blocks, n.others, func(mine, other *state.Block) {
+	taken := func(mine, other *state.Block) {
+		// An offer that is passed on within the chain has a higher version than this one.
 		if mine.Kind == state.Offer && other.Root == mine.Root && other.Ver >= mine.Ver {
 			note(mine)
 		}
-	})
+	}
+	overlaps(n.blocks, n.others, taken)
+	if len(n.estate) > 0 {
+		past := make([]*state.Block, len(n.estate))
+		for i := range n.estate {
+			past[i] = &n.estate[i]
+		}
+		overlaps(n.blocks, past, taken)
+	}
 	own := make([]*state.Block, len(n.blocks))
 	for i := range n.blocks {
 		own[i] = &n.blocks[i]

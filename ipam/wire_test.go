@@ -35,9 +35,21 @@ func someEntries() []entry {
 			IfName: "eth1", Names: []string{"db", "web"}, Alloc: 12, At: 1700000001,
 		}},
 		{kind: entFree, network: 0xb1, id: 7, alloc: 12},
-		{kind: entWitness, node: 9, block: someBlock()},
+		{kind: entWitness, node: 9, block: blockOf(9)},
 		{kind: entDrop, network: 0xb1},
+		{kind: entForget, node: 9, epoch: 4, heir: 3, name: "c"},
+		{kind: entForget, node: 9, epoch: 4},
+		{kind: entEstate, node: 9, block: blockOf(9)},
+		{kind: entSettled, network: 0xb1, node: 9, prefix: netip.MustParsePrefix("10.7.0.16/28")},
+		{kind: entMetBy, node: 9},
+		{kind: entMet, node: 9, epoch: 5},
 	}
+}
+
+func blockOf(n state.NodeID) state.Block {
+	b := someBlock()
+	b.Node = n
+	return b
 }
 
 func someMessages() []message {
@@ -50,6 +62,14 @@ func someMessages() []message {
 		{kind: msgStored, network: 0xb1, block: someBlock()},
 		{kind: msgRoot, network: 0xb1},
 		{kind: msgWait, network: 0xb1},
+		{kind: msgAsk, network: 0xb1, seq: 6, epoch: 2, born: 1, bits: 32, exact: netip.MustParseAddr("10.7.0.9"), held: true},
+		{kind: msgMeet, epoch: 3},
+		{kind: msgMet, epoch: 3},
+		{kind: msgInquire, network: 0xb1, seq: 8, epoch: 3, losses: []state.Forget{{Node: 3, Epoch: 2}, {Node: 9, Epoch: 1, Heir: 2}},
+			ranges: []netip.Prefix{netip.MustParsePrefix("10.7.0.16/28")}},
+		{kind: msgTestify, network: 0xb1, seq: 8, losses: []state.Forget{{Node: 3, Epoch: 2}}, met: []known{{2, 0}, {3, 4}},
+			records: []state.Block{blockOf(9)}, past: []bool{true}, highs: []high{{netip.MustParsePrefix("10.7.0.16/29"), state.Root{Creator: 2, At: 5}, 7}}},
+		{kind: msgTestify, network: 0xb1, seq: 8},
 	}
 }
 

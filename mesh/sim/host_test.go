@@ -235,7 +235,7 @@ func (h *host) boot() {
 	h.up, h.start = true, h.w.now
 	epoch, records := h.open()
 	h.w.note("%s starts, epoch %d, doubtful %v", h.name, epoch, h.doubtful)
-	h.ipam = ipam.New(ipam.Config{Self: h.id, Epoch: epoch, Records: records})
+	h.ipam = ipam.New(ipam.Config{Self: h.id, Epoch: epoch, Records: records, Quarantine: 2 * time.Second})
 	h.gossip = gossip.New(gossip.Config{Self: h.id, Doc: h.doc, Seed: h.dice.next(), Flat: h.w.c.flat})
 	h.view = h.doc.View()
 	h.alive, h.records, h.outbox, h.edits, h.answers = nil, nil, nil, nil, nil
