@@ -58,6 +58,9 @@ type Config struct {
 	// BootID is the path of the id of this run of the kernel. Default:
 	// /proc/sys/kernel/random/boot_id.
 	BootID string
+	// Quarantine is how long the addresses of a node that was given up rest before they are inherited.
+	// 0: 10 minutes.
+	Quarantine time.Duration
 	// Log is required.
 	Log *slog.Logger
 	// Packets replaces the sockets, for tests. The node shuts it down.

@@ -58,20 +58,30 @@ func (n *Node) do(w state.Wish, reply chan<- result) {
 	n.refresh()
 	var out state.Outcome
 	err := n.yields()
+	switch {
+	case err != nil:
+	case n.stuck != nil:
+		err = n.stuck
+	case n.leaving != nil:
+		err = errors.New("this node is leaving the mesh; start it again to come back")
+	}
+	if err != nil {
+		n.answer(reply, result{err: err})
+		return
+	}
 	switch w := w.(type) {
 	case state.Attach:
-		if err == nil {
-			n.attach(w, reply)
-			return
-		}
+		n.attach(w, reply)
+		return
+	case state.Withdraw:
+		n.withdraw(reply)
+		return
 	case state.Create:
-		if err == nil {
-			out, err = n.create(w)
-		}
+		out, err = n.create(w)
 	case state.Remove:
-		if err == nil {
-			out, err = n.remove(w)
-		}
+		out, err = n.remove(w)
+	case state.Expel:
+		out, err = n.expel(w)
 	case state.Detach:
 		out = n.detach(w.ID)
 	case state.Report:
@@ -83,13 +93,8 @@ func (n *Node) do(w state.Wish, reply chan<- result) {
 }
 
 // answer replies once the log is written, with the view that holds what was done.
-func (n *Node) answer(reply chan<- result, r result) {
-	n.after = append(n.after, func() {
-		if r.err == nil {
-			r.out.Version = n.view.Version()
-		}
-		reply <- r
-	})
+func (n *Node) answer(to chan<- result, r result) {
+	n.after = append(n.after, reply{to: to, result: r, node: n})
 }
 
 // taken returns the prefixes that a network chosen here must not overlap.
@@ -184,6 +189,10 @@ func (n *Node) attach(w state.Attach, reply chan<- result) {
 		}
 	}
 	if e, ok := n.own(w.ID); ok {
+		if !n.reachable(e) && w.Addr != e.Addr {
+			n.renumber(w, e, []chan<- result{reply})
+			return
+		}
 		out, err := n.reattach(w, e)
 		n.answer(reply, result{out, err})
 		return
@@ -265,9 +274,9 @@ func (n *Node) answered(a ipam.Answer) {
 		n.keep(w.wish)
 		r.out = state.Outcome{Network: w.wish.Network, Endpoint: a.Endpoint, Addr: a.Addr}
 		network := n.networkName(w.wish.Network)
-		n.after = append(n.after, func() {
+		n.after = append(n.after, reply{say: func() {
 			n.c.Log.Info("container attached", "endpoint", a.Endpoint, "network", network, "addr", a.Addr)
-		})
+		}})
 	}
 	for _, reply := range w.replies {
 		n.answer(reply, r)
@@ -333,6 +342,10 @@ func (n *Node) report(w state.Report) (state.Outcome, error) {
 	}
 	out := state.Outcome{Network: e.Network, Endpoint: e.ID, Addr: e.Addr, Again: e.Down == w.Down}
 	if out.Again {
+		return out, nil
+	}
+	if wish, kept := n.store.wishes[w.ID]; kept && e.Down && !n.reachable(e) {
+		n.renumber(wish, e, nil) // it starts again, and nobody reached it by this address
 		return out, nil
 	}
 	e.Down = w.Down

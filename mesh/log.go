@@ -73,10 +73,19 @@ func parseLog(b []byte) (rs []record, whole bool) {
 	return rs, true
 }
 
+// disk is what a log needs of its file. Implemented by os.File and by a model of a full one.
+type disk interface {
+	Write([]byte) (int, error)
+	Truncate(size int64) error
+	Sync() error
+	Close() error
+}
+
 // logFile is the log, open for writing at its end.
 type logFile struct {
-	f   *os.File
-	buf []byte
+	f    disk
+	size int64 // of what is whole
+	buf  []byte
 }
 
 // readLog returns what a log holds. None at all is an empty one that is not whole.
@@ -105,18 +114,24 @@ func createLog(path string, rs []record) (*logFile, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open log: %w", err)
 	}
-	return &logFile{f: f}, nil
+	return &logFile{f: f, size: int64(len(b))}, nil
 }
 
-// add writes records in one write(2), so that a killed process leaves all or none of them.
+// add writes records in one write(2), so that a killed process leaves all or none of them. After an
+// error that is the disk's it has none of them and may be called again.
 func (l *logFile) add(rs []record) error {
 	l.buf = l.buf[:0]
 	for _, r := range rs {
 		l.buf = appendRecord(l.buf, r)
 	}
 	if _, err := l.f.Write(l.buf); err != nil {
-		return fmt.Errorf("write log: %w; free space on the disk and start again", err)
+		err = fmt.Errorf("write log: %w; free space on the disk", err)
+		if cut := l.f.Truncate(l.size); cut != nil { // a part of it may be there
+			return errors.Join(fmt.Errorf("shorten log: %w", cut), errors.New(err.Error()))
+		}
+		return err
 	}
+	l.size += int64(len(l.buf))
 	if cap(l.buf) > 1<<20 {
 		l.buf = nil
 	}

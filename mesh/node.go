@@ -65,12 +65,14 @@ type Node struct {
 	mine     bool // some of them are of this node's own making
 	sync     bool
 	outbox   []outgoing
-	after    []func()
+	after    []reply
 	heard    []state.Out // what others said, for the log
 	stale    bool        // the view is to be made anew
 	unseen   bool        // ipam has not seen it
 	wishesOf bool        // the wishes changed
 	failed   error
+	stuck    error         // why the log cannot be written; nothing is promised meanwhile
+	retry    time.Duration // when that is tried again
 
 	ipamNext time.Duration
 	follow   time.Duration // when ipam sees the view; 0: it has
@@ -83,6 +85,7 @@ type Node struct {
 	copy     twin
 	rewant   time.Duration
 	wants    map[state.EndpointID]*want
+	leaving  *leaving
 	acks
 	silence
 	asking map[uint64]*question
@@ -130,7 +133,7 @@ func New(c Config) (*Node, error) {
 		members: newMembers(s.id, c.Name, s.epoch, c.Log),
 		calls:   make(chan func()), poked: make(chan struct{}, 1),
 		ended: make(chan struct{}), ready: make(chan struct{}),
-		ipam:   ipam.New(ipam.Config{Self: s.id, Epoch: s.epoch, Records: s.ipam}),
+		ipam:   ipam.New(ipam.Config{Self: s.id, Epoch: s.epoch, Records: s.ipam, Quarantine: c.Quarantine}),
 		gossip: gossip.New(gossip.Config{Self: s.id, Doc: s.doc, Seed: random64()}),
 		wants:  map[state.EndpointID]*want{},
 		acks:   newAcks(),
@@ -227,6 +230,9 @@ func (n *Node) begin() {
 
 // introduce writes this node's own record.
 func (n *Node) introduce() {
+	if e, gone := n.doc.View().Forgotten(n.self); gone && e >= n.doc.Epoch() {
+		return // until it begins a new epoch
+	}
 	n.apply(state.PutNode{Node: state.Node{
 		Name: n.c.Name, Addr: n.c.Addr, GossipPort: n.c.Port, TunnelPort: n.c.TunnelPort,
 		Encap: n.c.Encap, Transport: n.c.Transport, MTU: n.c.MTU, Version: n.c.Version,
@@ -238,7 +244,9 @@ func (n *Node) now() time.Duration { return time.Since(n.start) }
 // untilNext returns how long nothing is due.
 func (n *Node) untilNext() time.Duration {
 	next := n.now() + time.Hour
-	for _, at := range []time.Duration{n.gossip.Next(), n.ipamNext, n.askNext, n.rewant, n.follow, n.blind, n.copy.next} {
+	for _, at := range []time.Duration{
+		n.gossip.Next(), n.ipamNext, n.askNext, n.rewant, n.follow, n.blind, n.copy.next, n.retry, n.leaving.due(),
+	} {
 		if at != 0 {
 			next = min(next, at)
 		}
@@ -264,7 +272,7 @@ func (n *Node) tick() {
 	if n.askNext != 0 && n.askNext <= now {
 		n.askAgain()
 	}
-	if n.rewant != 0 && n.rewant <= now {
+	if n.rewant != 0 && n.rewant <= now && n.stuck == nil {
 		n.takeUp()
 	}
 	if n.copy.next != 0 && n.copy.next <= now {
@@ -273,6 +281,7 @@ func (n *Node) tick() {
 	if n.blind != 0 && n.blind <= now {
 		n.see()
 	}
+	n.takeLeave()
 }
 
 // receive takes in a message.
@@ -295,7 +304,7 @@ func (n *Node) receive(b []byte) {
 	case chanIPAM:
 		// What it holds may be an older copy, which others' heads show in a moment: until then
 		// nothing is promised on its strength. Who asks asks again.
-		if n.doubtful && (n.trustAt == 0 || n.now() < n.trustAt) {
+		if n.doubtful && (n.trustAt == 0 || n.now() < n.trustAt) || n.stuck != nil {
 			return
 		}
 		n.step(ipam.Msg{From: from, Body: body})
@@ -408,6 +417,10 @@ func (n *Node) tell(out state.Out) {
 
 // step tells ipam what happened and does what it asks for.
 func (n *Node) step(ev ipam.Event) {
+	if n.stuck != nil {
+		n.ipamNext = 0 // it is told of what it missed when the log can be written again
+		return
+	}
 	e := n.ipam.Step(n.now(), ev)
 	for _, r := range e.Log {
 		n.keepRecords(record{recIPAM, r})
@@ -487,8 +500,8 @@ func (n *Node) deliver() error {
 	n.checkWaiters()
 	after := n.after
 	n.after = nil
-	for _, f := range after {
-		f()
+	for _, r := range after {
+		r.done()
 	}
 	return nil
 }
@@ -504,21 +517,14 @@ func (n *Node) flush() error {
 	if n.failed != nil {
 		return n.failed
 	}
-	for _, out := range n.heard {
-		n.records = append(n.records, stateRecords(out)...)
+	if n.stuck == nil { // else they say it again after a restart
+		for _, out := range n.heard {
+			n.records = append(n.records, stateRecords(out)...)
+		}
 	}
 	n.heard = nil
-	if len(n.records) > 0 {
-		if err := n.store.log.add(n.records); err != nil {
-			return err
-		}
-		n.records, n.mine = nil, false
-	}
-	if n.sync {
-		if err := n.store.log.sync(); err != nil {
-			return err
-		}
-		n.sync = false
+	if err := n.writeLog(); err != nil {
+		return err
 	}
 	for _, m := range n.outbox {
 		n.dispatch(m)
@@ -567,6 +573,9 @@ func (n *Node) publish() {
 
 // checkEpoch begins a new epoch where others hold writes of this node that it lost, or gave it up.
 func (n *Node) checkEpoch() {
+	if n.leaving.left() || n.stuck != nil {
+		return
+	}
 	doubt, lost := n.doc.Doubt()
 	gone, given := n.view.Forgotten(n.self)
 	given = given && gone >= n.doc.Epoch()
@@ -592,6 +601,9 @@ func (n *Node) checkEpoch() {
 	n.doubtful = false
 	n.tell(n.doc.Renew(epoch, actor))
 	n.stale = true
+	if lost {
+		n.step(ipam.Renewed{Epoch: epoch})
+	}
 	n.introduce()
 	n.rewant = now + time.Millisecond
 }

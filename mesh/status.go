@@ -92,6 +92,9 @@ func (n *Node) pending() []string {
 	if !n.settled {
 		ps = append(ps, "looking for other nodes")
 	}
+	if n.stuck != nil {
+		ps = append(ps, n.stuck.Error())
+	}
 	if len(n.wants) == 0 {
 		return ps
 	}
@@ -109,5 +112,22 @@ func (n *Node) warnings() []string {
 	if w, ok := n.twinWarning(); ok {
 		ws = append(ws, w)
 	}
-	return ws
+	return append(ws, n.unreached()...)
+}
+
+// Lost returns the nodes that were given up, in the order of their ids.
+func (n *Node) Lost(ctx context.Context) (lost []state.Lost) {
+	if n.call(ctx, func() { lost = n.ipam.Lost() }) != nil {
+		return nil // it stops
+	}
+	return lost
+}
+
+// Quarantined returns the ranges that belonged to nodes that were given up, in the order of (network,
+// prefix).
+func (n *Node) Quarantined(ctx context.Context) (ranges []state.Quarantined) {
+	if n.call(ctx, func() { ranges = n.ipam.Quarantined() }) != nil {
+		return nil
+	}
+	return ranges
 }

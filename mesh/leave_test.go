@@ -1,0 +1,247 @@
+package mesh
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"strings"
+	"syscall"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"meshnet/state"
+)
+
+// three starts three hosts with a network of one subnet.
+func three(t *testing.T, subnet string) (*lab, state.NetworkID) {
+	l := newLab(t)
+	l.edit = func(_ int, c *Config) { c.Quarantine = 5 * time.Second }
+	for i := range 3 {
+		l.start(i)
+	}
+	l.await("formed", 10*time.Second, l.converged)
+	out := l.nodes[0].do(t, state.Create{Name: "blue", Subnet: netip.MustParsePrefix(subnet)})
+	l.await("known", 5*time.Second, l.converged)
+	return l, out.Network
+}
+
+func TestExpelled(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l, net := three(t, "10.7.0.0/28")
+		defer l.end()
+		had := l.nodes[2].do(t, attach(net, "c2"))
+		gone := l.nodes[2].Self()
+		l.await("told", 5*time.Second, l.converged)
+		l.stop(2)
+		l.await("missed", time.Minute, func() bool { return len(l.nodes[0].members.alive()) == 1 })
+		for i := range 2 {
+			l.nodes[i].do(t, state.Expel{Node: gone})
+		}
+		if out := l.nodes[0].do(t, state.Expel{Node: gone}); !out.Again {
+			t.Error("given up twice")
+		}
+		rests := func() bool {
+			return len(l.nodes[0].Quarantined(t.Context()))+len(l.nodes[1].Quarantined(t.Context())) > 0
+		}
+		if lost := l.nodes[1].Lost(t.Context()); len(lost) != 1 || lost[0].Name != "h2" || !rests() {
+			t.Error("nothing rests", lost)
+		}
+		l.await("inherited", time.Minute, func() bool { return !rests() })
+		for i := range 12 { // all but the one that c2 may come back to
+			l.nodes[i%2].do(t, attach(net, fmt.Sprint("x", i)))
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+		defer cancel()
+		if _, err := l.nodes[1].Do(ctx, state.Expel{Node: 77}); !errors.Is(err, state.ErrNoNode) {
+			t.Error(err)
+		}
+		l.start(2)
+		l.await("back", 30*time.Second, l.converged)
+		nw, _ := l.nodes[0].View().Network(net)
+		e, ok := l.nodes[0].View().Endpoint(had.Endpoint)
+		if !ok || e.Addr != had.Addr || e.Node != gone {
+			t.Fatal("c2 has not come back", ok)
+		}
+		shown, _ := nw.At(had.Addr)
+		if shown.Node == gone && len(l.nodes[0].View().Conflicts()) != 0 || shown.Node != gone && len(l.nodes[0].View().Conflicts()) != 1 {
+			t.Error(l.nodes[0].View().Conflicts())
+		}
+	})
+}
+
+func TestLeave(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l, net := three(t, "10.7.0.0/24")
+		defer l.end()
+		l.nodes[0].do(t, attach(net, "c0"))
+		l.nodes[2].do(t, attach(net, "c2"))
+		gone := l.nodes[0].Self()
+		// The owner of nearly all leaves.
+		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+		defer cancel()
+		if _, err := l.nodes[0].Do(ctx, state.Withdraw{}); err != nil {
+			t.Fatal(err)
+		}
+		l.await("known", 5*time.Second, func() bool {
+			v := l.nodes[1].View()
+			_, there := v.Node(gone)
+			return !there && v.Digest() == l.nodes[2].View().Digest()
+		})
+		nw, _ := l.nodes[1].View().Network(net)
+		for a := netip.MustParseAddr("10.7.0.0"); nw.Def.Subnet.Contains(a); a = a.Next() {
+			if id, ok := nw.Owner(a); !ok || id == gone {
+				t.Fatalf("%s was not handed on: %v %v", a, id, ok)
+			}
+		}
+		if q := l.nodes[1].Quarantined(t.Context()); len(q) > 0 {
+			t.Errorf("left, and rests: %v", q)
+		}
+		if _, err := l.nodes[0].Do(ctx, attach(net, "c3")); err == nil {
+			t.Error("attached while leaving")
+		}
+		l.stop(0)
+		l.start(0)
+		l.await("back", 30*time.Second, l.converged)
+		if ws := l.nodes[0].Wishes(); len(ws) > 0 {
+			t.Errorf("left with its attachments: %v", ws)
+		}
+		l.nodes[0].do(t, attach(net, "c0"))
+	})
+}
+
+func TestBornApart(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLab(t)
+		defer l.end()
+		l.net.Split([]netip.Addr{addr(0)}, []netip.Addr{addr(1)})
+		had := map[state.EndpointID]netip.Addr{}
+		var net state.NetworkID
+		for i := range 3 {
+			h := l.start(i)
+			<-h.Ready()
+			net = h.do(t, state.Create{Name: "tiny", Subnet: netip.MustParsePrefix("10.7.0.0/29")}).Network
+			for j := range 3 {
+				out := h.do(t, attach(net, fmt.Sprintf("c%d%d", i, j)))
+				had[out.Endpoint] = out.Addr
+			}
+		}
+		l.net.Heal()
+		l.await("one mesh", 30*time.Second, l.converged)
+		time.Sleep(10 * time.Second)
+		v := l.nodes[0].View()
+		nw, _ := v.Network(net)
+		lost := 0
+		for id, a := range had {
+			e, ok := v.Endpoint(id)
+			if !ok || e.Addr != a {
+				t.Errorf("renumbered: %v", e)
+			}
+		}
+		for range nw.Unshown() {
+			lost++
+		}
+		if nw.Len()+lost != 9 || lost != len(v.Conflicts()) || lost < 4 {
+			t.Errorf("%d shown, %d not, conflicts %v", nw.Len(), lost, v.Conflicts())
+		}
+		warned := 0
+		for _, h := range l.nodes {
+			warned += len(h.Warnings())
+			// What is in use belongs to who uses it.
+			for e := range nw.Endpoints() {
+				if e.Node == h.Self() {
+					if id, ok := nw.Owner(e.Addr); !ok || id != e.Node {
+						t.Errorf("%s of %s belongs to %v", e.Addr, e.Container, id)
+					}
+				}
+			}
+		}
+		if warned != lost {
+			t.Errorf("%d warnings of %d", warned, lost)
+		}
+		// Room is made, and one that is not reached is attached again.
+		for lose, keep := range nw.Unshown() {
+			var home, other *host
+			for _, h := range l.nodes {
+				if h.Self() == lose.Node {
+					home = h
+				}
+				if h.Self() == keep.Node {
+					other = h
+				}
+			}
+			other.do(t, state.Detach{ID: keep.ID})
+			l.await("told", 5*time.Second, l.converged)
+			w := attach(net, lose.Container)
+			if out := home.do(t, w); out.Addr != lose.Addr {
+				t.Errorf("nobody else has %s, and it became %s", lose.Addr, out.Addr)
+			}
+			break
+		}
+	})
+}
+
+// full is a disk that can be full.
+type full struct {
+	disk
+	is  bool
+	cut int64
+}
+
+func (f *full) Write(b []byte) (int, error) {
+	if f.is {
+		n, _ := f.disk.Write(b[:len(b)/2])
+		return n, syscall.ENOSPC
+	}
+	return f.disk.Write(b)
+}
+
+func (f *full) Truncate(n int64) error {
+	f.cut = n
+	return f.disk.Truncate(n)
+}
+
+func TestFullDisk(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l, net := three(t, "10.7.0.0/24")
+		defer l.end()
+		h := l.nodes[1]
+		h.do(t, attach(net, "before"))
+		l.await("told", 5*time.Second, l.converged)
+		f := &full{}
+		must(t, h.call(t.Context(), func() { f.disk, f.is, h.store.log.f = h.store.log.f, true, f }))
+		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+		defer cancel()
+		for _, c := range []string{"first", "second"} {
+			_, err := h.Do(ctx, attach(net, c))
+			if !errors.Is(err, syscall.ENOSPC) || strings.Contains(err.Error(), "\n") || !strings.Contains(err.Error(), "free space") {
+				t.Fatal(c, err)
+			}
+		}
+		// It runs on and follows what others do.
+		l.nodes[0].do(t, attach(net, "other"))
+		l.await("followed", 5*time.Second, func() bool {
+			nw, _ := h.View().Network(net)
+			return nw.Len() == 2
+		})
+		if len(h.Pending()) == 0 {
+			t.Error("nothing is said of it")
+		}
+		must(t, h.call(t.Context(), func() { f.is = false }))
+		time.Sleep(3 * time.Second)
+		l.await("agreed", 10*time.Second, l.converged)
+		h.do(t, attach(net, "after"))
+		l.await("agreed", 10*time.Second, l.converged)
+		l.stop(1)
+		h = l.start(1)
+		l.await("back", 30*time.Second, l.converged)
+		var names []string
+		for _, w := range h.Wishes() {
+			names = append(names, w.Container)
+		}
+		if len(names) != 2 || f.cut == 0 {
+			t.Errorf("after a restart there are %v, cut at %d", names, f.cut)
+		}
+	})
+}
