@@ -35,6 +35,10 @@ type Mesh interface {
 	// Pending lists what the mesh still waits for, a clause each, for status.
 	Pending() []string
 	Warnings() []string
+	// Lost returns the nodes that were given up, Quarantined the ranges of addresses that were theirs
+	// and that nobody has inherited yet.
+	Lost(context.Context) []state.Lost
+	Quarantined(context.Context) []state.Quarantined
 	Self() state.NodeID
 }
 

@@ -111,6 +111,10 @@ func (m *mesh) change(cs ...state.Change) error {
 	return nil
 }
 
+func (m *mesh) Lost(context.Context) []state.Lost { return nil }
+
+func (m *mesh) Quarantined(context.Context) []state.Quarantined { return nil }
+
 func (m *mesh) Do(ctx context.Context, w state.Wish) (state.Outcome, error) {
 	m.mu.Lock()
 	fail := m.fail

@@ -59,6 +59,14 @@ func (d *door) RemoveNetwork(_ context.Context, name string, force bool) (agent.
 	return agent.Network{Network: &state.Network{Name: fmt.Sprint(name, force)}}, d.fail
 }
 
+func (d *door) Spaces(context.Context, string) ([]agent.Space, error) { return nil, nil }
+func (d *door) Conflicts() []agent.Conflict                           { return nil }
+func (d *door) Leave(context.Context) error                           { return nil }
+
+func (d *door) RemovePeer(_ context.Context, name, heir string, _ bool) (state.Lost, bool, error) {
+	return state.Lost{Node: 3, Name: name + heir}, false, nil
+}
+
 func (d *door) Attach(_ context.Context, r agent.AttachRequest) (agent.Attachment, []string, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()

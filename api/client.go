@@ -97,6 +97,33 @@ func (c *Client) Detach(ctx context.Context, r DetachRequest, ns *os.File) (d De
 	return d, c.do(ctx, "POST", "/v1/detach", ns, r, &d)
 }
 
+// IPAM returns how the addresses of a network are divided, by name or id, or of all if it is empty.
+func (c *Client) IPAM(ctx context.Context, network string) (s []Space, err error) {
+	return s, c.ask(ctx, "GET", "/v1/ipam?network="+url.QueryEscape(network), nil, &s)
+}
+
+// Conflicts returns what two sides both claimed.
+func (c *Client) Conflicts(ctx context.Context) (l []Conflict, err error) {
+	return l, c.ask(ctx, "GET", "/v1/conflicts", nil, &l)
+}
+
+// RemovePeer gives up a dead node by name, id or the beginning of one. heir, if not empty, inherits what
+// no other node is left to; force does it to a node that answers.
+func (c *Client) RemovePeer(ctx context.Context, node, heir string, force bool) (r Removed, err error) {
+	path := "/v1/nodes/" + url.PathEscape(node) + "?heir=" + url.QueryEscape(heir)
+	if force {
+		path += "&force=true"
+	}
+	return r, c.ask(ctx, "DELETE", path, nil, &r)
+}
+
+// Leave hands on what the node has, and returns when others know that it left.
+func (c *Client) Leave(ctx context.Context) (s Stopping, err error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, c.patience, errSilent)
+	defer cancel()
+	return s, c.do(ctx, "POST", "/v1/leave", nil, nil, &s)
+}
+
 // Stop asks the daemon to end.
 func (c *Client) Stop(ctx context.Context) (s Stopping, err error) {
 	return s, c.ask(ctx, "POST", "/v1/stop", nil, &s)

@@ -120,6 +120,36 @@ func attachmentOf(a agent.Attachment) Attachment {
 	return out
 }
 
+func spaceOf(s agent.Space) Space {
+	out := Space{
+		Network: s.Network.Name, NetworkID: s.Network.ID.String(), Subnet: text(s.Network.Def.Subnet),
+		Size: s.Size, Used: s.Used, Free: s.Size - min(s.Size, s.Used),
+		Blocks: each(s.Blocks, blockOf), Addresses: each(s.Addresses, addressOf),
+	}
+	return out
+}
+
+func blockOf(b agent.Block) Block {
+	return Block{
+		Prefix: text(b.Prefix), Owner: b.Owner, OwnerID: b.OwnerID.String(), State: b.State.String(), Used: b.Used, Free: b.Free,
+		Heir: b.Heir, Left: b.Left.Seconds(), WaitsOn: b.Waits,
+	}
+}
+
+func addressOf(a agent.Address) Address {
+	out := Address{Address: text(a.Addr), Container: a.Container, Node: a.Node, Since: time.Unix(a.Since, 0).UTC(), State: "shown"}
+	if !a.Shown {
+		out.State = "quarantined"
+	}
+	return out
+}
+
+func conflictOf(c agent.Conflict) Conflict {
+	return Conflict{
+		Kind: c.Kind.String(), What: c.What, Network: c.Shown, NetworkID: c.Network.String(), Kept: c.Kept, Lost: c.Lost,
+	}
+}
+
 // invalid says that an argument cannot be meant.
 func invalid(format string, args ...any) error {
 	return fmt.Errorf("%w %s", state.ErrInvalid, fmt.Sprintf(format, args...))

@@ -47,6 +47,10 @@ type Door interface {
 	RemoveNetwork(ctx context.Context, name string, force bool) (agent.Network, error)
 	Attach(context.Context, agent.AttachRequest) (agent.Attachment, []string, error)
 	Detach(ctx context.Context, r agent.Ref, network string) ([]agent.Attachment, error)
+	Spaces(ctx context.Context, network string) ([]agent.Space, error)
+	Conflicts() []agent.Conflict
+	RemovePeer(ctx context.Context, name, heir string, force bool) (removed state.Lost, again bool, err error)
+	Leave(context.Context) error
 }
 
 // Config is what a server works with.
@@ -169,6 +173,21 @@ func (s *Server) routes() http.Handler {
 	})
 	mux.HandleFunc("GET /v1/attachments", func(w http.ResponseWriter, r *http.Request) {
 		answer(w, each(door.PS(r.FormValue("all") == "true"), attachmentOf))
+	})
+	mux.HandleFunc("GET /v1/ipam", func(w http.ResponseWriter, r *http.Request) {
+		spaces, err := door.Spaces(r.Context(), r.FormValue("network"))
+		reply(w, each(spaces, spaceOf), err)
+	})
+	mux.HandleFunc("GET /v1/conflicts", func(w http.ResponseWriter, _ *http.Request) {
+		answer(w, each(door.Conflicts(), conflictOf))
+	})
+	mux.HandleFunc("DELETE /v1/nodes/{name}", func(w http.ResponseWriter, r *http.Request) {
+		node, again, err := door.RemovePeer(r.Context(), r.PathValue("name"), r.FormValue("heir"), r.FormValue("force") == "true")
+		reply(w, Removed{Node: node.Name, NodeID: node.Node.String(), Again: again}, err)
+	})
+	mux.HandleFunc("POST /v1/leave", func(w http.ResponseWriter, r *http.Request) {
+		err := door.Leave(r.Context())
+		reply(w, Stopping{PID: os.Getpid(), RunDir: s.c.RunDir, StateDir: s.c.StateDir}, err)
 	})
 	mux.HandleFunc("POST /v1/attach", s.attach)
 	mux.HandleFunc("POST /v1/detach", s.detach)

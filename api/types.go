@@ -150,6 +150,59 @@ type DetachRequest struct {
 	Network   string `json:"network,omitempty"`
 }
 
+// Block is a range of addresses of a network.
+type Block struct {
+	Prefix  string `json:"prefix"`
+	Owner   string `json:"owner"`
+	OwnerID string `json:"owner_id"`
+	State   string `json:"state"` // settled, claimed or quarantined
+	Used    uint64 `json:"used"`
+	Free    uint64 `json:"free"`
+
+	// Of a quarantined one only.
+	Heir    string   `json:"heir,omitempty"`
+	Left    float64  `json:"left,omitempty"`      // seconds that it rests yet
+	WaitsOn []string `json:"waits_for,omitempty"` // names of nodes that have to hear of the loss first
+}
+
+// Address is an address that a container has.
+type Address struct {
+	Address   string    `json:"address"`
+	Container string    `json:"container"`
+	Node      string    `json:"node"`
+	Since     time.Time `json:"since"`
+	State     string    `json:"state"` // shown, or quarantined: another container shows the address
+}
+
+// Space is how the addresses of a network are divided.
+type Space struct {
+	Network   string    `json:"network"`
+	NetworkID string    `json:"network_id"`
+	Subnet    string    `json:"subnet"`
+	Size      uint64    `json:"size"` // addresses for containers
+	Used      uint64    `json:"used"`
+	Free      uint64    `json:"free"`
+	Blocks    []Block   `json:"blocks"`
+	Addresses []Address `json:"addresses"`
+}
+
+// Conflict is something that two sides both claimed.
+type Conflict struct {
+	Kind      string `json:"kind"` // name, vni or address
+	What      string `json:"what"` // the name, VNI or address
+	Network   string `json:"network"`
+	NetworkID string `json:"network_id"`
+	Kept      string `json:"kept"` // who shows it; empty: nobody
+	Lost      string `json:"lost"` // who does not, and under what it goes on
+}
+
+// Removed is the answer to rmpeer.
+type Removed struct {
+	Node   string `json:"node"`
+	NodeID string `json:"node_id"`
+	Again  bool   `json:"again"` // it was given up before
+}
+
 // Version is the daemon's.
 type Version struct {
 	Version string `json:"version"`

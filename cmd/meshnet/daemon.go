@@ -194,7 +194,7 @@ func (h *host) newMesh() (*mesh.Node, error) {
 		Addr: h.underlay.Addr, Port: h.port, Join: h.join, MDNS: h.mdns, Interface: device,
 		Cluster: h.cluster, Key: h.key,
 		TunnelPort: h.tunnelPort, Encap: h.choice.Encap, Transport: h.choice.Transport, MTU: h.underlay.MTU, Version: version,
-		DefaultSubnet: h.subnet, Avoid: h.avoid, Log: h.log,
+		DefaultSubnet: h.subnet, Avoid: h.avoid, Quarantine: h.quarantine, Log: h.log,
 	})
 }
 

@@ -172,6 +172,37 @@ func (d *door) RemoveNetwork(_ context.Context, name string, force bool) (agent.
 	return n, nil
 }
 
+func (d *door) Spaces(_ context.Context, name string) ([]agent.Space, error) {
+	n, err := d.Inspect(name)
+	if err != nil {
+		return nil, err
+	}
+	return []agent.Space{{
+		Network: n.Network, Size: 253, Used: 1,
+		Blocks: []agent.Block{
+			{Prefix: netip.MustParsePrefix("10.2.0.0/26"), Owner: "h1", OwnerID: node1, Used: 1, Free: 61},
+			{Prefix: netip.MustParsePrefix("10.2.0.64/26"), Owner: "h3", OwnerID: node3, State: agent.Quarantined, Free: 64,
+				Heir: "h1", Left: 90 * time.Second, Waits: []string{"h2"}},
+		},
+		Addresses: []agent.Address{{Addr: netip.MustParseAddr("10.2.0.5"), Container: "c1", Node: "h1", Since: 1700000000, Shown: true}},
+	}}, nil
+}
+
+func (d *door) Conflicts() []agent.Conflict {
+	return []agent.Conflict{{Shown: "web", Conflict: state.Conflict{
+		Kind: state.ConflictAddress, What: "10.2.0.5", Network: 7, Kept: "c1 on h1", Lost: "c2 on h2",
+	}}}
+}
+
+func (d *door) RemovePeer(_ context.Context, name, _ string, _ bool) (state.Lost, bool, error) {
+	if name != "h3" {
+		return state.Lost{}, false, state.Refuse(state.ErrNoNode, "there is no node %s; see 'meshnet nodes'", name)
+	}
+	return state.Lost{Node: node3, Name: "h3"}, false, nil
+}
+
+func (d *door) Leave(context.Context) error { return nil }
+
 func (d *door) Attach(_ context.Context, r agent.AttachRequest) (agent.Attachment, []string, error) {
 	n, err := d.Inspect(r.Network)
 	if err != nil {

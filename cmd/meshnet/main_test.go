@@ -121,6 +121,9 @@ func TestVerbs(t *testing.T) {
 		{"usage", nil, []string{"bogus", "bogus --json", "network bogus", "ps --bogus", "status more", "--bogus", "help bogus", "completion csh", "completion"}},
 		{"help", nil, []string{"", "help", "help attach", "network", "help network rm", "up --help", "down --help"}},
 		{"version", nil, []string{"version", "version --json"}},
+		{"ipam", nil, []string{"ipam default", "ipam default --json", "ipam nosuch", "ipam a b"}},
+		{"conflicts", nil, []string{"conflicts", "conflicts --json", "conflicts all"}},
+		{"rmpeer", nil, []string{"rmpeer h3", "rmpeer h3 --json", "rmpeer h9", "rmpeer", "rmpeer --help"}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			d := newDoor()
@@ -150,7 +153,7 @@ func TestOneLine(t *testing.T) {
 		code int
 	}{
 		{"status", 3}, {"ps", 3}, {"nodes", 3}, {"network ls", 3}, {"network create web", 3}, {"network rm web", 3},
-		{"attach c1", 3}, {"detach c1", 3}, {"network inspect web", 3}, {"network inspect", 2}, {"nothing", 2}, {"attach", 2},
+		{"attach c1", 3}, {"detach c1", 3}, {"ipam", 3}, {"conflicts", 3}, {"rmpeer h3", 3}, {"leave", 3}, {"network inspect web", 3}, {"network inspect", 2}, {"nothing", 2}, {"attach", 2},
 		{"attach c1 --pid x", 2}, {"completion tcsh", 2}, {"up now", 2}, {"down --hard", 2},
 	} {
 		got := command(nobody, append(strings.Fields(test.args), "--json")...)

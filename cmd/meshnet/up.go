@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/urfave/cli/v2"
 
@@ -49,6 +50,7 @@ type options struct {
 	runDir     string
 	ovsdb      string
 	socket     string
+	quarantine time.Duration
 	level      slog.Level
 	logJSON    bool
 }
@@ -73,6 +75,7 @@ func (t *terminal) up() *cli.Command {
 			&cli.StringFlag{Name: "encap", Usage: "`TYPE`: vxlan or geneve", Value: "vxlan"},
 			&cli.UintFlag{Name: "tunnel-port", Usage: "UDP `PORT` of tunnels, equal on all nodes", Value: plan.DefaultTunnelPort},
 			&cli.StringFlag{Name: "default-subnet", Usage: "`PREFIX` of the network default", DefaultText: "10.1.0.0/16, or another where a route overlaps it"},
+			&cli.DurationFlag{Name: "quarantine", Usage: "`DURATION` for which the addresses of a removed node rest", Value: 10 * time.Minute, Hidden: true},
 			&cli.StringFlag{Name: "log-level", Usage: "`LEVEL`: debug, info, warn or error", Value: "info"},
 			&cli.StringFlag{Name: "log-format", Usage: "`FORMAT`: text or json", Value: "text"},
 		}, dirFlags()...),
@@ -132,11 +135,14 @@ func socketOf(c *cli.Context) string {
 
 func readOptions(c *cli.Context) (o options, err error) {
 	o = options{
-		wants:    plan.Wants{OVS: c.String("ovs"), Datapath: c.String("datapath"), Iface: c.String("iface")},
-		name:     c.String("name"),
-		join:     c.StringSlice("join"),
-		mdns:     !c.Bool("no-mdns"),
-		cluster:  c.String("cluster"),
+		wants:   plan.Wants{OVS: c.String("ovs"), Datapath: c.String("datapath"), Iface: c.String("iface")},
+		name:    c.String("name"),
+		join:    c.StringSlice("join"),
+		mdns:    !c.Bool("no-mdns"),
+		cluster: c.String("cluster"),
+
+		quarantine: c.Duration("quarantine"),
+
 		keyFile:  c.String("key-file"),
 		stateDir: c.String("state-dir"),
 		runDir:   c.String("run-dir"),
