@@ -57,6 +57,7 @@ soak: deps build
 	$(MAKE) sim-scale
 	go test -count 1 -timeout 2h ./ipam -run Simulation -seeds 50000
 	$(MAKE) model
+	go test -count 1 -timeout 30m ./ipam -run ManyNodes -v -scale 1000
 	$(MAKE) fuzz FUZZTIME=10m
 	go test -count 1 -timeout 2h ./mesh -run 'TestForm$$|TestHeal$$' -forms 100 -heals 10 -v
 	for i in 1 2 3; do MESHNET_REQUIRE=1 go test -count 1 -timeout 90m ./testlab -lab -v -run AddressesAtRandom -steps 500 || exit 1; done
