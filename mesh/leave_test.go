@@ -160,25 +160,6 @@ func TestBornApart(t *testing.T) {
 		if warned != lost {
 			t.Errorf("%d warnings of %d", warned, lost)
 		}
-		// Room is made, and one that is not reached is attached again.
-		for lose, keep := range nw.Unshown() {
-			var home, other *host
-			for _, h := range l.nodes {
-				if h.Self() == lose.Node {
-					home = h
-				}
-				if h.Self() == keep.Node {
-					other = h
-				}
-			}
-			other.do(t, state.Detach{ID: keep.ID})
-			l.await("told", 5*time.Second, l.converged)
-			w := attach(net, lose.Container)
-			if out := home.do(t, w); out.Addr != lose.Addr {
-				t.Errorf("nobody else has %s, and it became %s", lose.Addr, out.Addr)
-			}
-			break
-		}
 	})
 }
 
@@ -243,5 +224,52 @@ func TestFullDisk(t *testing.T) {
 		if len(names) != 2 || f.cut == 0 {
 			t.Errorf("after a restart there are %v, cut at %d", names, f.cut)
 		}
+	})
+}
+
+// A container that nobody reaches by its address gets another when it is attached again, or starts again.
+func TestRenumbered(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLab(t)
+		defer l.end()
+		l.net.Split([]netip.Addr{addr(0)})
+		var net state.NetworkID
+		for i := range 2 {
+			h := l.start(i)
+			<-h.Ready()
+			net = h.do(t, state.Create{Name: "blue", Subnet: netip.MustParsePrefix("10.7.0.0/24")}).Network
+			for _, c := range []struct{ name, addr string }{{"x", "10.7.0.9"}, {"y", "10.7.0.10"}} {
+				w := attach(net, fmt.Sprint(c.name, i))
+				w.Addr = netip.MustParseAddr(c.addr)
+				h.do(t, w)
+			}
+		}
+		l.net.Heal()
+		l.await("one mesh", 30*time.Second, l.converged)
+		time.Sleep(10 * time.Second)
+		nw, _ := l.nodes[0].View().Network(net)
+		lost := 0
+		for e := range nw.Unshown() {
+			h := l.nodes[0]
+			if h.Self() != e.Node {
+				h = l.nodes[1]
+			}
+			lost++
+			if e.Addr == netip.MustParseAddr("10.7.0.9") {
+				if out := h.do(t, attach(net, e.Container)); out.Addr == e.Addr || out.Endpoint != e.ID {
+					t.Errorf("attached again: %v", out)
+				}
+				continue
+			}
+			h.do(t, state.Report{ID: e.ID, Down: true})
+			if now, _ := h.View().Endpoint(e.ID); now.Addr != e.Addr {
+				t.Errorf("renumbered when it stopped: %v", now.Addr)
+			}
+			h.do(t, state.Report{ID: e.ID})
+		}
+		if lost != 2 {
+			t.Fatalf("%d not reached", lost)
+		}
+		l.await("nothing left", 20*time.Second, func() bool { return l.converged() && len(l.nodes[0].View().Conflicts()) == 0 })
 	})
 }
