@@ -63,6 +63,7 @@ var owners = map[string][]string{
 	"github.com/google/nftables":      {"netns"},
 	"golang.org/x/sys":                {"netns", "netns/nstest"},
 	"github.com/moby/moby/client":     {"docker"},
+	"github.com/moby/moby/api":        {"docker"},
 	"github.com/urfave/cli/v2":        {"cmd/meshnet"},
 }
 

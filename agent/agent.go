@@ -70,8 +70,20 @@ type Sandboxes interface {
 	// Hold takes an open namespace that the command line handed over and describes it. The file
 	// stays the caller's.
 	Hold(ns *os.File, s state.Source) (state.Source, error)
-	// Open finds the namespace of a source as it is now; [ErrGone] if it is not there.
+	// Open finds the namespace of a source as it is now; [ErrGone] if it is not there, [ErrRemoved] if it
+	// never will be again. Several may be looked up at once.
 	Open(context.Context, state.Source) (plan.Sandbox, error)
+	// Watch tells what happens to containers until ctx ends, one call at a time: each event, and that
+	// anything may have happened whenever one may have been missed, also at first. tell does not block.
+	Watch(ctx context.Context, tell func(Happening))
+	// List returns all containers that an engine knows, running or not. Empty where there is no engine.
+	List(context.Context) ([]Container, error)
+	// Release tells a container whose first process waits for its interfaces (meshnet run) that they
+	// are there or, with a reason, that they never will be. It returns when it was told or waits no
+	// more.
+	Release(ctx context.Context, box plan.Sandbox, why string) error
+	// Warnings are for status: what cannot be found, and why.
+	Warnings() []string
 }
 
 // Config is what an agent works with. All interfaces are required.
@@ -93,8 +105,11 @@ type Config struct {
 type Agent struct {
 	c     Config
 	poked chan struct{} // wakes the loop; holds one
-	ready chan struct{} // closed after the first pass without a failure
-	once  sync.Once     // closes ready
+	// stirred wakes the loop for sandboxes that may have changed; labelled wakes who obeys labels.
+	// Each holds one.
+	stirred, labelled chan struct{}
+	ready             chan struct{} // closed after the first pass without a failure
+	once              sync.Once     // closes ready
 
 	mu   sync.Mutex
 	seen seen
@@ -107,6 +122,12 @@ type Agent struct {
 	// busy has an entry for each container and network that a call of the door works on, closed
 	// when it has ended.
 	busy map[place]chan struct{}
+	// moved are the ids of containers to which something happened; the empty one stands for all.
+	moved map[string]bool
+	// happened waits for who obeys labels.
+	happened []Happening
+	// faults are the labels that cannot be obeyed now, by container id, a line each.
+	faults map[string]string
 }
 
 // seen is what the loop last saw and did. Its maps and slices are replaced, never written to.
@@ -126,11 +147,15 @@ func New(c Config) (*Agent, error) {
 		return nil, errors.New("make agent: mesh, links, switch, sandboxes and log are required")
 	}
 	return &Agent{
-		c:       c,
-		poked:   make(chan struct{}, 1),
-		ready:   make(chan struct{}),
-		changed: make(chan struct{}),
-		busy:    map[place]chan struct{}{},
+		c:        c,
+		poked:    make(chan struct{}, 1),
+		stirred:  make(chan struct{}, 1),
+		labelled: make(chan struct{}, 1),
+		ready:    make(chan struct{}),
+		changed:  make(chan struct{}),
+		busy:     map[place]chan struct{}{},
+		moved:    map[string]bool{},
+		faults:   map[string]string{},
 	}, nil
 }
 
@@ -155,6 +180,8 @@ func (a *Agent) Run(ctx context.Context) error {
 	case <-ctx.Done():
 		return nil
 	}
+	watcher.Go(func() { a.watchContainers(ctx) })
+	watcher.Go(func() { a.obeyLabels(ctx) })
 	l := loop{agent: a, started: time.Now(), suspect: map[state.EndpointID]bool{}}
 	l.run(ctx, views)
 	return nil

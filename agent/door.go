@@ -194,6 +194,9 @@ func (a *Agent) wish(ctx context.Context, r AttachRequest, n *state.Network, s s
 		switch {
 		case old.Network != n.ID:
 		case a.same(ctx, old, s, box.Inode):
+			if old.Source == s && s.Kind == state.SourceDocker {
+				old.Container = name // it may have another by now
+			}
 			return a.merge(old, r)
 		case old.Container == name && now.gone[old.ID]:
 			old.Source = s

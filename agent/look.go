@@ -230,7 +230,7 @@ func (a *Agent) Status(ctx context.Context) Status {
 		Choice:    a.c.Choice,
 		Underlay:  a.c.Underlay,
 		Pending:   slices.Concat(m.Pending(), now.failing),
-		Warnings:  slices.Concat(a.c.Warnings, a.c.Choice.Warnings, m.Warnings()),
+		Warnings:  slices.Concat(a.c.Warnings, a.c.Choice.Warnings, m.Warnings(), a.c.Sandboxes.Warnings(), a.labelFaults()),
 		Networks:  len(view.Networks()),
 		Attached:  len(a.PS(false)),
 	}

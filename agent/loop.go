@@ -19,7 +19,8 @@ const (
 	gather = 2 * time.Millisecond
 	// retryMin to retryMax: the wait after a failure, doubled each time.
 	retryMin, retryMax = 100 * time.Millisecond, 5 * time.Second
-	// lookEvery: how often sandboxes are looked up without a reason.
+	// lookEvery: how often sandboxes of which no engine tells anything (paths, processes) are looked up
+	// without a reason. Of the others Watch tells, and now and then that all are to be looked up.
 	lookEvery = 10 * time.Second
 	// passEvery: how often the whole plan is applied without a reason.
 	passEvery = 5 * time.Minute
@@ -46,8 +47,11 @@ type loop struct {
 	// stale: all sandboxes are to be looked up again; suspect: these.
 	stale   bool
 	suspect map[state.EndpointID]bool
-	passed  time.Time // when the last pass began
-	retry   time.Duration
+	// moved: those of these containers too, by id; untold: those of which no engine tells.
+	moved  map[string]bool
+	untold bool
+	passed time.Time // when the last pass began
+	retry  time.Duration
 }
 
 func (l *loop) run(ctx context.Context, views <-chan struct{}) {
@@ -68,9 +72,11 @@ func (l *loop) run(ctx context.Context, views <-chan struct{}) {
 			l.stale = true
 		case <-c.Switch.Drift():
 		case <-again.C:
-			l.stale = true
+			l.untold = true // and what failed is a suspect
+		case <-l.agent.stirred:
+			whole = l.retry > 0
 		case <-look.C:
-			l.stale = true
+			l.untold = true
 			whole = l.retry > 0 || time.Since(l.passed) >= passEvery
 		}
 		wait := gather
@@ -105,8 +111,8 @@ func sleep(ctx context.Context, d time.Duration) bool {
 func (l *loop) round(ctx context.Context, whole bool) {
 	mesh := l.agent.c.Mesh
 	ticket := l.takeSuspects()
-	view := mesh.View()
-	changed, unknown, failing := l.lookup(ctx, view)
+	changed, unknown, failing := l.lookup(ctx, mesh.View())
+	view := mesh.View() // containers that were removed are not in it any more
 	equal := false
 	if err := l.first(ctx); err != nil {
 		failing = append(failing, "switch: "+err.Error())
@@ -143,6 +149,8 @@ func (l *loop) round(ctx context.Context, whole bool) {
 // takeSuspects forgets the sandboxes that are to be looked up again, and returns the last ticket.
 func (l *loop) takeSuspects() (ticket uint64) {
 	a := l.agent
+	l.moved = a.takeMoved()
+	l.stale = l.stale || l.moved[""]
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	for _, id := range a.suspects {
@@ -185,37 +193,45 @@ func (l *loop) after(failing []string) time.Duration {
 
 // lookup finds the sandboxes of this host's wishes: those it does not know, and those that are stale. It
 // reports whether one changed, and whether it is not known of a container that ran whether it is
-// there.
+// there. Attachments of containers that were removed are given up.
 func (l *loop) lookup(ctx context.Context, view *state.View) (changed, unknown bool, failing []string) {
 	before := l.sandboxes
 	l.sandboxes = map[state.EndpointID]plan.Sandbox{}
 	gone := map[state.EndpointID]bool{}
+	var ask []state.Attach
 	for _, w := range l.agent.c.Mesh.Wishes() {
 		old, known := before[w.ID]
-		fresh := !l.stale && !l.suspect[w.ID]
-		if known && fresh {
-			l.sandboxes[w.ID] = old
-			continue
-		}
-		if l.gone[w.ID] && fresh {
-			gone[w.ID] = true
-			continue
-		}
-		e, attached := view.Endpoint(w.ID)
-		box, err := l.open(ctx, w.Source)
 		switch {
-		case err == nil:
-			l.sandboxes[w.ID] = box
+		case l.doubtful(w) || !known && !l.gone[w.ID]:
+			ask = append(ask, w)
+		case known:
+			l.sandboxes[w.ID] = old
+		default:
+			gone[w.ID] = true
+		}
+	}
+	l.stale, l.untold, l.suspect, l.moved = false, false, map[state.EndpointID]bool{}, nil
+	results := l.openAll(ctx, ask)
+	for _, w := range ask {
+		old, known := before[w.ID]
+		e, attached := view.Endpoint(w.ID)
+		r := results[w.ID]
+		switch {
+		case r.err == nil:
+			l.sandboxes[w.ID] = r.box
 			if attached && e.Down {
 				failing = append(failing, l.report(ctx, w, false)...)
 			}
-		case errors.Is(err, ErrGone):
+		case errors.Is(r.err, ErrRemoved):
+			failing = append(failing, l.forget(ctx, w)...)
+		case errors.Is(r.err, ErrGone):
 			gone[w.ID] = true
 			if attached && !e.Down {
 				failing = append(failing, l.report(ctx, w, true)...)
 			}
 		default:
-			failing = append(failing, fmt.Sprintf("look up container %s: %v", w.Container, err))
+			failing = append(failing, fmt.Sprintf("look up container %s: %v", w.Container, r.err))
+			l.suspect[w.ID] = true
 			if known {
 				l.sandboxes[w.ID] = old
 			} else if attached && !e.Down {
@@ -223,8 +239,24 @@ func (l *loop) lookup(ctx context.Context, view *state.View) (changed, unknown b
 			}
 		}
 	}
-	l.gone, l.stale, l.suspect = gone, false, map[state.EndpointID]bool{}
+	l.gone = gone
 	return !maps.Equal(before, l.sandboxes), unknown, failing
+}
+
+// doubtful reports whether what is known of an attachment's sandbox is to be looked up again.
+func (l *loop) doubtful(w state.Attach) bool {
+	return l.stale || l.suspect[w.ID] || l.moved[w.Source.Docker] && w.Source.Docker != "" ||
+		l.untold && w.Source.Kind != state.SourceDocker
+}
+
+// forget gives up the attachment of a container that was removed: its address is free.
+func (l *loop) forget(ctx context.Context, w state.Attach) []string {
+	if _, err := l.agent.c.Mesh.Do(ctx, state.Detach{ID: w.ID}); err != nil {
+		l.suspect[w.ID] = true
+		return []string{fmt.Sprintf("give up container %s, which was removed: %v", w.Container, err)}
+	}
+	l.agent.c.Log.Info("container was removed", "endpoint", w.ID, "container", w.Container)
+	return nil
 }
 
 func (l *loop) open(ctx context.Context, s state.Source) (plan.Sandbox, error) {
@@ -296,7 +328,7 @@ func (l *loop) lose(ctx context.Context, view *state.View, gone []state.Endpoint
 			continue
 		}
 		delete(l.sandboxes, w.ID)
-		l.gone[w.ID] = true
+		l.gone[w.ID], l.suspect[w.ID] = true, true
 		if e, attached := view.Endpoint(w.ID); attached && !e.Down {
 			faults = append(faults, l.report(ctx, w, true)...)
 		}

@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"os"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -175,6 +176,13 @@ func (m *mesh) attach(w state.Attach) (state.Outcome, error) {
 	m.wishes[w.ID] = w
 	m.mu.Unlock()
 	if e, ok := view.Endpoint(w.ID); ok {
+		if e.Container != w.Container {
+			now := *e
+			now.Container = w.Container
+			if err := m.change(state.PutEndpoint{Endpoint: now}); err != nil {
+				return state.Outcome{}, err
+			}
+		}
 		return m.outcome(state.Outcome{Endpoint: w.ID, Addr: e.Addr, Again: true}, nil)
 	}
 	n, ok := view.Network(w.Network)
@@ -399,29 +407,108 @@ func (a *applier) setFail(err error) {
 	a.fail = err
 }
 
-// sandboxes is a model of containers: named, running or not.
+// sandboxes is a model of containers: named, running or not, with labels. What happens to them is told
+// unless it is deaf.
 type sandboxes struct {
 	mu    sync.Mutex
 	inode map[string]uint64 // of the running ones
 	last  uint64
 	fail  error // of Open
 	opens int
+	deaf  bool // events are lost
+
+	wants    map[string]Wants
+	shown    map[string]string // names that differ from the one at first
+	removed  map[string]bool
+	tell     func(Happening)
+	released []string // container and why, as Release was told
 }
 
-func newSandboxes() *sandboxes { return &sandboxes{inode: map[string]uint64{}} }
+func newSandboxes() *sandboxes {
+	return &sandboxes{inode: map[string]uint64{}, wants: map[string]Wants{}, shown: map[string]string{}, removed: map[string]bool{}}
+}
 
 func (s *sandboxes) start(name string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.last++
 	s.inode[name] = s.last
+	s.happen(Started, name)
 }
 
 func (s *sandboxes) stop(name string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.inode, name)
+	s.happen(Ended, name)
 }
+
+func (s *sandboxes) remove(name string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.inode, name)
+	s.removed[name] = true
+	s.happen(Ended, name)
+}
+
+func (s *sandboxes) rename(name, shown string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.shown[name] = shown
+	s.happen(Renamed, name)
+}
+
+// missed tells that events were lost.
+func (s *sandboxes) missed() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.tell(Happening{All: true})
+}
+
+// happen tells an event. The caller holds mu.
+func (s *sandboxes) happen(what What, name string) {
+	if s.tell != nil && !s.deaf {
+		s.tell(Happening{What: what, Container: s.container(name)})
+	}
+}
+
+func (s *sandboxes) container(name string) Container {
+	_, running := s.inode[name]
+	return Container{
+		Source: state.Source{Kind: state.SourceDocker, Docker: name + "-id"}, Name: cmp.Or(s.shown[name], name),
+		Running: running, Wants: s.wants[name],
+	}
+}
+
+func (s *sandboxes) Watch(ctx context.Context, tell func(Happening)) {
+	s.mu.Lock()
+	s.tell = tell
+	s.mu.Unlock()
+	tell(Happening{All: true})
+	<-ctx.Done()
+}
+
+func (s *sandboxes) List(context.Context) ([]Container, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.fail != nil {
+		return nil, s.fail
+	}
+	var all []Container
+	for _, name := range slices.Sorted(maps.Keys(s.inode)) {
+		all = append(all, s.container(name))
+	}
+	return all, nil
+}
+
+func (s *sandboxes) Release(_ context.Context, box plan.Sandbox, why string) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.released = append(s.released, fmt.Sprintf("%s %d %s", box.Path, box.Inode, why))
+	return nil
+}
+
+func (s *sandboxes) Warnings() []string { return nil }
 
 func (s *sandboxes) setFail(err error) {
 	s.mu.Lock()
@@ -431,13 +518,16 @@ func (s *sandboxes) setFail(err error) {
 
 // Resolve knows names that begin with c; Docker's ids are the names, padded.
 func (s *sandboxes) Resolve(_ context.Context, name string) (state.Source, string, error) {
+	name = strings.TrimSuffix(name, "-id")
 	if name == "host" {
 		return state.Source{}, "", fmt.Errorf("%w: it has the host's network", ErrRefused)
 	}
-	if name[0] != 'c' {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if name[0] != 'c' || s.removed[name] {
 		return state.Source{}, "", state.Refuse(state.ErrNoContainer, "no container %s; see docker ps", name)
 	}
-	return state.Source{Kind: state.SourceDocker, Docker: name + "-id"}, name, nil
+	return state.Source{Kind: state.SourceDocker, Docker: name + "-id"}, cmp.Or(s.shown[name], name), nil
 }
 
 func (s *sandboxes) Hold(_ *os.File, src state.Source) (state.Source, error) {
@@ -457,6 +547,9 @@ func (s *sandboxes) Open(_ context.Context, src state.Source) (plan.Sandbox, err
 	name := src.Path
 	if src.Kind == state.SourceDocker {
 		name = src.Docker[:len(src.Docker)-len("-id")]
+	}
+	if s.removed[name] {
+		return plan.Sandbox{}, fmt.Errorf("%s: %w", name, ErrRemoved)
 	}
 	inode, ok := s.inode[name]
 	if !ok || src.Kind != state.SourceDocker && inode != src.Inode {

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/client"
 
 	"meshnet/state"
@@ -29,7 +30,11 @@ const answerMax = 5 * time.Second
 const shortID = 12
 
 // Client asks one Docker daemon.
-type Client struct{ api *client.Client }
+type Client struct {
+	api    *client.Client
+	socket string
+	proc   string // where the kernel shows processes
+}
 
 // New returns a client for a socket; empty: /var/run/docker.sock. Nothing is asked yet, and nobody
 // has to listen.
@@ -41,50 +46,64 @@ func New(socket string) (*Client, error) {
 	if err != nil {
 		return nil, fmt.Errorf("make a Docker client for %s: %w", socket, err)
 	}
-	return &Client{api}, nil
+	return &Client{api, socket, "/proc"}, nil
 }
 
-// Find returns the id and the name of the container with a name, an id or an unambiguous beginning of
-// an id, running or not; in this order, as Docker's own commands do. False if there is none.
-// [ErrNoDocker] if Docker does not run.
-func (c *Client) Find(ctx context.Context, ref string) (id, name string, found bool, err error) {
+// Container is what Docker says of a container.
+type Container struct {
+	ID, Name string
+	PID      int // its first process; zero: it does not run
+	HostNet  bool
+	// SharedWith is the id of the container whose network it uses; empty: it has one of its own, or
+	// the host's.
+	SharedWith string
+}
+
+// Find returns the container with a name, an id or an unambiguous beginning of an id, running or not;
+// in this order, as Docker's own commands do. False if there is none. [ErrNoDocker] if Docker does
+// not run.
+func (c *Client) Find(ctx context.Context, ref string) (Container, bool, error) {
 	if !plausible(ref) {
-		return "", "", false, nil
+		return Container{}, false, nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, answerMax)
 	defer cancel()
 	got, err := c.api.ContainerInspect(ctx, ref, client.ContainerInspectOptions{})
 	switch {
 	case err == nil:
-		return got.Container.ID, strings.TrimPrefix(got.Container.Name, "/"), true, nil
+		return read(got.Container), true, nil
 	case errdefs.IsNotFound(err):
-		return "", "", false, nil
+		return Container{}, false, nil
 	case errdefs.IsInvalidArgument(err):
-		return "", "", false, c.ambiguous(ctx, ref, err)
+		return Container{}, false, c.ambiguous(ctx, ref, err)
 	}
-	return "", "", false, c.failed("ask Docker for container "+ref, err)
+	return Container{}, false, c.failed("ask Docker for container "+ref, err)
 }
 
-// PID returns the first process of a container by its id. It does not run while pid is zero. hostNet
-// says that it has the host's network, and sharedWith names the container whose network it uses. The
-// error wraps [state.ErrNoContainer] if it was removed and [ErrNoDocker] if Docker does not run.
-func (c *Client) PID(ctx context.Context, id string) (pid int, running, hostNet bool, sharedWith string, err error) {
+// Inspect returns a container by its id. The error wraps [state.ErrNoContainer] if it was removed and
+// [ErrNoDocker] if Docker does not run.
+func (c *Client) Inspect(ctx context.Context, id string) (Container, error) {
 	ctx, cancel := context.WithTimeout(ctx, answerMax)
 	defer cancel()
 	got, err := c.api.ContainerInspect(ctx, id, client.ContainerInspectOptions{})
 	if errdefs.IsNotFound(err) {
-		return 0, false, false, "", state.Refuse(state.ErrNoContainer, "container %.*s was removed", shortID, id)
+		return Container{}, state.Refuse(state.ErrNoContainer, "container %.*s was removed", shortID, id)
 	}
 	if err != nil {
-		return 0, false, false, "", c.failed(fmt.Sprintf("ask Docker for container %.*s", shortID, id), err)
+		return Container{}, c.failed(fmt.Sprintf("ask Docker for container %.*s", shortID, id), err)
 	}
-	if s := got.Container.State; s != nil && s.Running {
-		pid = s.Pid // zero while it restarts
+	return read(got.Container), nil
+}
+
+func read(got container.InspectResponse) Container {
+	out := Container{ID: got.ID, Name: strings.TrimPrefix(got.Name, "/")}
+	if s := got.State; s != nil && s.Running {
+		out.PID = s.Pid // zero while it restarts
 	}
-	if h := got.Container.HostConfig; h != nil {
-		hostNet, sharedWith = h.NetworkMode.IsHost(), h.NetworkMode.ConnectedContainer()
+	if h := got.HostConfig; h != nil {
+		out.HostNet, out.SharedWith = h.NetworkMode.IsHost(), h.NetworkMode.ConnectedContainer()
 	}
-	return pid, pid > 0, hostNet, sharedWith, nil
+	return out
 }
 
 // ambiguous returns the error for the beginning of several ids, with what it may mean. Docker does
@@ -134,4 +153,12 @@ func plausible(ref string) bool {
 		}
 	}
 	return ref != ""
+}
+
+// Reachable asks whether Docker answers; the error wraps [ErrNoDocker] if nobody listens.
+func (c *Client) Reachable(ctx context.Context) error {
+	if _, err := c.api.Ping(ctx, client.PingOptions{}); err != nil {
+		return c.failed("ask Docker at "+c.socket, err)
+	}
+	return nil
 }

@@ -4,10 +4,12 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"maps"
 	"net"
 	"net/http"
 	"net/http/httptest"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -24,15 +26,64 @@ type daemon struct {
 	mu         sync.Mutex
 	containers []container
 	asked      int
+	streams    []chan map[string]any // open streams of events
+	filters    []string              // of the streams, as asked
 }
 
 type container struct {
 	id, name, mode string
 	running        bool
 	pid            int
+	labels         map[string]string
+	also           []string // more names in lists
+	paused         bool
+}
+
+// event sends an event on all streams; an empty action breaks them.
+func (d *daemon) event(action string, c container) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	attributes := map[string]string{"name": c.name, "image": "busybox"}
+	maps.Copy(attributes, c.labels)
+	for _, s := range d.streams {
+		if action == "" {
+			close(s)
+			continue
+		}
+		s <- map[string]any{"Type": "container", "Action": action, "Actor": map[string]any{"ID": c.id, "Attributes": attributes}}
+	}
+	if action == "" {
+		d.streams = nil
+	}
+}
+
+func (d *daemon) stream(w http.ResponseWriter, r *http.Request) {
+	events := make(chan map[string]any, 10)
+	d.mu.Lock()
+	d.streams = append(d.streams, events)
+	d.filters = append(d.filters, r.URL.Query().Get("filters")+r.URL.Query().Get("since"))
+	d.mu.Unlock()
+	w.Header().Set("Content-Type", "application/json")
+	w.(http.Flusher).Flush()
+	for {
+		select {
+		case e, ok := <-events:
+			if !ok {
+				panic(http.ErrAbortHandler)
+			}
+			json.NewEncoder(w).Encode(e)
+			w.(http.Flusher).Flush()
+		case <-r.Context().Done():
+			return
+		}
+	}
 }
 
 func (d *daemon) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if r.URL.Path == "/v"+d.version+"/events" {
+		d.stream(w, r)
+		return
+	}
 	if d.hang != nil {
 		select {
 		case <-d.hang:
@@ -65,7 +116,16 @@ func (d *daemon) list(w http.ResponseWriter, all bool) {
 	list := []map[string]any{}
 	for _, c := range d.containers {
 		if all || c.running {
-			list = append(list, map[string]any{"Id": c.id, "Names": []string{"/" + c.name}})
+			state := "exited"
+			switch {
+			case c.paused:
+				state = "paused"
+			case c.running:
+				state = "running"
+			}
+			list = append(list, map[string]any{
+				"Id": c.id, "Names": append(slices.Clone(c.also), "/"+c.name), "State": state, "Labels": c.labels,
+			})
 		}
 	}
 	json.NewEncoder(w).Encode(list)
@@ -159,7 +219,8 @@ func TestFind(t *testing.T) {
 		{"we", "", ""}, // names are whole
 	}
 	for _, tt := range tests {
-		got, name, found, err := c.Find(t.Context(), tt.ref)
+		box, found, err := c.Find(t.Context(), tt.ref)
+		got, name := box.ID, box.Name
 		want := ""
 		if tt.id != "" {
 			want = id(tt.id)
@@ -168,7 +229,7 @@ func TestFind(t *testing.T) {
 			t.Errorf("Find(%s) = %s, %s, %t, %v; want %s, %s", tt.ref, got, name, found, err, want, tt.name)
 		}
 	}
-	_, _, found, err := c.Find(t.Context(), "a")
+	_, found, err := c.Find(t.Context(), "a")
 	want := "container a is ambiguous: aa1100000000 (web), aa2200000000 (db); give more of the id, or the name"
 	if found || !errors.Is(err, state.ErrInvalid) || err.Error() != want {
 		t.Errorf("ambiguous: %t, %v; want %q", found, err, want)
@@ -180,7 +241,7 @@ func TestFindAsksNothingForWhatIsNoName(t *testing.T) {
 	d := model()
 	c := serve(t, d)
 	for _, ref := range []string{"", ".", "..", "-a", "/web", "web/json", "../web", "a b", "web?all=1", "wéb", "web\n"} {
-		if _, _, found, err := c.Find(t.Context(), ref); found || err != nil {
+		if _, found, err := c.Find(t.Context(), ref); found || err != nil {
 			t.Errorf("Find(%q) = %t, %v; want nothing", ref, found, err)
 		}
 	}
@@ -189,38 +250,38 @@ func TestFindAsksNothingForWhatIsNoName(t *testing.T) {
 	}
 }
 
-func TestPID(t *testing.T) {
+func TestInspect(t *testing.T) {
 	d := model()
 	c := serve(t, d)
 	tests := []struct {
-		id            string
-		pid           int
-		running, host bool
-		shared        string
+		id     string
+		pid    int
+		host   bool
+		shared string
 	}{
-		{"aa11", 100, true, false, ""},
-		{"aa22", 0, false, false, ""},
-		{"bb33", 300, true, true, ""},
-		{"cc44", 400, true, false, id("aa11")},
-		{"dd55", 0, false, false, ""}, // running, but between two processes
-		{"ee66", 0, false, false, ""}, // the process that it had
+		{"aa11", 100, false, ""},
+		{"aa22", 0, false, ""},
+		{"bb33", 300, true, ""},
+		{"cc44", 400, false, id("aa11")},
+		{"dd55", 0, false, ""}, // running, but between two processes
+		{"ee66", 0, false, ""}, // the process that it had
 	}
 	for _, tt := range tests {
-		pid, running, host, shared, err := c.PID(t.Context(), id(tt.id))
-		if err != nil || pid != tt.pid || running != tt.running || host != tt.host || shared != tt.shared {
-			t.Errorf("PID(%s) = %d, %t, %t, %q, %v; want %+v", tt.id, pid, running, host, shared, err, tt)
+		got, err := c.Inspect(t.Context(), id(tt.id))
+		if err != nil || got.PID != tt.pid || got.HostNet != tt.host || got.SharedWith != tt.shared || got.ID != id(tt.id) {
+			t.Errorf("Inspect(%s) = %+v, %v; want %+v", tt.id, got, err, tt)
 		}
 	}
 	d.mu.Lock()
 	d.containers[0].pid = 101
 	d.containers = d.containers[:1]
 	d.mu.Unlock()
-	if pid, _, _, _, err := c.PID(t.Context(), id("aa11")); err != nil || pid != 101 {
-		t.Errorf("after a restart: %d, %v; want 101", pid, err)
+	if got, err := c.Inspect(t.Context(), id("aa11")); err != nil || got.PID != 101 {
+		t.Errorf("after a restart: %+v, %v; want 101", got, err)
 	}
-	_, running, _, _, err := c.PID(t.Context(), id("aa22"))
-	if running || !errors.Is(err, state.ErrNoContainer) || err.Error() != "container aa2200000000 was removed" {
-		t.Errorf("after it was removed: %t, %v", running, err)
+	_, err := c.Inspect(t.Context(), id("aa22"))
+	if !errors.Is(err, state.ErrNoContainer) || err.Error() != "container aa2200000000 was removed" {
+		t.Errorf("after it was removed: %v", err)
 	}
 }
 
@@ -229,8 +290,8 @@ func TestVersions(t *testing.T) {
 	for _, version := range []string{"1.40", "1.41", "1.50"} {
 		d := model()
 		d.version = version
-		if _, name, found, err := serve(t, d).Find(t.Context(), "web"); err != nil || !found || name != "web" {
-			t.Errorf("API %s: %s, %t, %v", version, name, found, err)
+		if got, found, err := serve(t, d).Find(t.Context(), "web"); err != nil || !found || got.Name != "web" {
+			t.Errorf("API %s: %+v, %t, %v", version, got, found, err)
 		}
 	}
 }
@@ -246,11 +307,17 @@ func TestNoDocker(t *testing.T) {
 	listener.Close()
 	for _, socket := range []string{filepath.Join(dir, "none.sock"), dead} {
 		c := open(t, socket)
-		if _, _, found, err := c.Find(t.Context(), "web"); found || !errors.Is(err, docker.ErrNoDocker) {
+		if _, found, err := c.Find(t.Context(), "web"); found || !errors.Is(err, docker.ErrNoDocker) {
 			t.Errorf("Find at %s: %t, %v; want ErrNoDocker", socket, found, err)
 		}
-		if _, _, _, _, err := c.PID(t.Context(), id("aa11")); !errors.Is(err, docker.ErrNoDocker) {
-			t.Errorf("PID at %s: %v; want ErrNoDocker", socket, err)
+		if _, err := c.Inspect(t.Context(), id("aa11")); !errors.Is(err, docker.ErrNoDocker) {
+			t.Errorf("Inspect at %s: %v; want ErrNoDocker", socket, err)
+		}
+		if _, err := c.List(t.Context()); !errors.Is(err, docker.ErrNoDocker) {
+			t.Errorf("List at %s: %v; want ErrNoDocker", socket, err)
+		}
+		if err := c.Reachable(t.Context()); !errors.Is(err, docker.ErrNoDocker) || !strings.Contains(err.Error(), socket) {
+			t.Errorf("Reachable at %s: %v; want ErrNoDocker", socket, err)
 		}
 	}
 }
@@ -262,7 +329,7 @@ func TestDockerThatDoesNotAnswer(t *testing.T) {
 	defer close(d.hang)
 	ctx, cancel := context.WithTimeout(t.Context(), 0)
 	defer cancel()
-	_, _, _, err := c.Find(ctx, "web")
+	_, _, err := c.Find(ctx, "web")
 	if !errors.Is(err, context.DeadlineExceeded) || errors.Is(err, docker.ErrNoDocker) || !strings.Contains(err.Error(), "see whether docker ps answers") {
 		t.Errorf("Find: %v; want the deadline", err)
 	}

@@ -229,11 +229,13 @@ func (n *Node) reattach(w state.Attach, e state.Endpoint) (state.Outcome, error)
 	w.IfName = cmp.Or(w.IfName, old.IfName)
 	e.Container, e.IfName = w.Container, cmp.Or(w.IfName, e.IfName)
 	e.Names = slices.Sorted(slices.Values(w.Names))
-	changed, err := n.doc.Apply(state.PutEndpoint{Endpoint: e})
-	if err != nil {
-		return out, err
+	if was, ok := n.own(e.ID); !ok || !equalEndpoints(was, e) {
+		changed, err := n.doc.Apply(state.PutEndpoint{Endpoint: e})
+		if err != nil {
+			return out, err
+		}
+		n.tell(changed)
 	}
-	n.tell(changed)
 	if !known || !equalWishes(old, w) {
 		n.keep(w)
 	}
@@ -408,6 +410,11 @@ func (n *Node) obeyKills() {
 			n.detach(w.ID)
 		}
 	}
+}
+
+// equalEndpoints compares what a repeated wish may change of an endpoint.
+func equalEndpoints(a, b state.Endpoint) bool {
+	return a.Container == b.Container && a.MAC == b.MAC && a.IfName == b.IfName && slices.Equal(a.Names, b.Names)
 }
 
 func equalWishes(a, b state.Attach) bool {

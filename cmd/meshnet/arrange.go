@@ -9,7 +9,8 @@ import (
 
 // arrange puts the flags of a command line before its arguments: meshnet attach c1 web --json and
 // meshnet --json attach c1 web are meshnet attach --json -- c1 web. The library stops to look for
-// flags at the first argument. What follows -- stays as it is.
+// flags at the first argument. What follows -- stays as it is, and
+// what follows a verb that reads its arguments itself.
 func arrange(app *cli.App, args []string) []string {
 	if len(args) == 0 || args[len(args)-1] == "--generate-bash-completion" {
 		return args
@@ -39,6 +40,9 @@ func arrange(app *cli.App, args []string) []string {
 		if !leaf {
 			if c := command(arg); c != nil {
 				words = append(words, arg)
+				if c.SkipFlagParsing { // it reads its arguments itself
+					return slices.Concat(words[:1], flags, words[1:], args[i+1:])
+				}
 				known, command = c.Flags, c.Command
 				leaf = len(c.Subcommands) == 0
 				for _, s := range c.Subcommands {

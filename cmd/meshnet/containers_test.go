@@ -20,26 +20,41 @@ type dockerd struct {
 	pids    map[string]int
 	hostNet string
 	fail    error
+	shared  map[string]string // id of the container whose network one uses
+	alive   map[string]int    // found without Docker
 }
 
-func (d dockerd) Find(_ context.Context, ref string) (id, name string, found bool, err error) {
+func (d dockerd) Find(ctx context.Context, ref string) (docker.Container, bool, error) {
 	if d.fail != nil {
-		return "", "", false, d.fail
+		return docker.Container{}, false, d.fail
 	}
 	if _, ok := d.pids[ref]; ok {
-		return "id-of-" + ref, ref, true, nil
+		c, err := d.Inspect(ctx, "id-of-"+ref)
+		return c, true, err
 	}
-	return "", "", false, nil
+	return docker.Container{}, false, nil
 }
 
-func (d dockerd) PID(_ context.Context, id string) (pid int, running, hostNet bool, sharedWith string, err error) {
+func (d dockerd) Inspect(_ context.Context, id string) (docker.Container, error) {
 	name := strings.TrimPrefix(id, "id-of-")
 	pid, ok := d.pids[name]
-	if !ok {
-		err = state.Refuse(state.ErrNoContainer, "container %s was removed", name)
+	if d.fail != nil {
+		return docker.Container{}, d.fail
 	}
-	return pid, pid > 0, name == d.hostNet, "", errors.Join(err, d.fail)
+	if !ok {
+		return docker.Container{}, state.Refuse(state.ErrNoContainer, "container %s was removed", name)
+	}
+	return docker.Container{ID: id, Name: name, PID: pid, HostNet: name == d.hostNet, SharedWith: d.shared[name]}, nil
 }
+
+func (d dockerd) Process(id string) (int, bool) {
+	pid := d.alive[strings.TrimPrefix(id, "id-of-")]
+	return pid, pid > 0
+}
+
+func (d dockerd) List(context.Context) ([]agent.Container, error)    { return nil, d.fail }
+func (d dockerd) Watch(ctx context.Context, _ func(agent.Happening)) { <-ctx.Done() }
+func (d dockerd) Reachable(context.Context) error                    { return d.fail }
 
 // process starts a program in a network namespace of its own, which ends with the test.
 func process(t *testing.T) int {
@@ -63,7 +78,11 @@ func process(t *testing.T) int {
 func TestContainers(t *testing.T) {
 	ctx := context.Background()
 	pid := process(t)
-	d := dockerd{pids: map[string]int{"web": pid, "stopped": 0, "bare": os.Getpid(), "host": 1}, hostNet: "host"}
+	d := dockerd{
+		pids:    map[string]int{"web": pid, "stopped": 0, "bare": os.Getpid(), "host": 1, "side": pid, "beside": 7, "guest": 1, "loop": 1},
+		hostNet: "host",
+		shared:  map[string]string{"side": "id-of-web", "beside": "id-of-side", "guest": "id-of-host", "orphan": "id-of-removed", "loop": "id-of-loop"},
+	}
 	c := &containers{d}
 	s, name, err := c.Resolve(ctx, "web")
 	if err != nil || name != "web" || s != (state.Source{Kind: state.SourceDocker, Docker: "id-of-web"}) {
@@ -80,13 +99,24 @@ func TestContainers(t *testing.T) {
 	for _, test := range []struct {
 		name string
 		is   error
-	}{{"host", agent.ErrRefused}, {"nobody-of-that-name", state.ErrNoContainer}} {
+	}{{"host", agent.ErrRefused}, {"guest", agent.ErrRefused}, {"nobody-of-that-name", state.ErrNoContainer}} {
 		if _, _, err := c.Resolve(ctx, test.name); !errors.Is(err, test.is) {
 			t.Errorf("resolve %s: %v", test.name, err)
 		}
 	}
+	for _, shares := range []string{"side", "beside"} {
+		if s, name, err := c.Resolve(ctx, shares); err != nil || name != "web" || s.Docker != "id-of-web" {
+			t.Errorf("resolve %s: %+v %s %v", shares, s, name, err)
+		}
+	}
 	if s, _, err = c.Resolve(ctx, "stopped"); err != nil {
 		t.Errorf("resolve a stopped container: %v", err)
+	}
+	if _, err := c.Open(ctx, state.Source{Kind: state.SourceDocker, Docker: "id-of-removed"}); !errors.Is(err, agent.ErrRemoved) {
+		t.Errorf("open a container that was removed: %v", err)
+	}
+	if _, err := c.Open(ctx, s); errors.Is(err, agent.ErrRemoved) {
+		t.Errorf("open a stopped container: %v", err)
 	}
 	for _, s := range []state.Source{s, {Kind: state.SourceDocker, Docker: "id-of-removed"}, {Kind: state.SourcePath, Path: "/nowhere", Inode: 7}} {
 		if _, err := c.Open(ctx, s); !errors.Is(err, agent.ErrGone) {
@@ -114,5 +144,16 @@ func TestContainersFaults(t *testing.T) {
 		if _, err := c.Open(ctx, state.Source{Kind: state.SourceDocker, Docker: "id-of-web"}); err == nil || errors.Is(err, agent.ErrGone) {
 			t.Errorf("open while %v: %v", test.fail, err)
 		}
+	}
+	pid := process(t)
+	c := &containers{dockerd{fail: docker.ErrNoDocker, alive: map[string]int{"web": pid}}}
+	if box, err := c.Open(ctx, state.Source{Kind: state.SourceDocker, Docker: "id-of-web"}); err != nil || box.Path != fmt.Sprintf("/proc/%d/ns/net", pid) {
+		t.Errorf("open a container that runs without Docker: %+v %v", box, err)
+	}
+	if all, err := c.List(ctx); err != nil || len(all) != 0 {
+		t.Errorf("list without Docker: %v %v", all, err)
+	}
+	if w := c.Warnings(); len(w) != 1 || strings.Contains(w[0], "\n") {
+		t.Errorf("warnings without Docker: %q", w)
 	}
 }

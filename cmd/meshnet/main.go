@@ -7,10 +7,8 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"os/signal"
 	"slices"
 	"strings"
-	"syscall"
 	"time"
 
 	"github.com/urfave/cli/v2"
@@ -31,7 +29,7 @@ const (
 )
 
 func main() {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	ctx, stop := notifyContext()
 	t := &terminal{out: os.Stdout, err: os.Stderr, now: time.Now}
 	code := t.run(ctx, os.Args)
 	stop()
@@ -109,8 +107,10 @@ func (t *terminal) run(ctx context.Context, args []string) int {
 
 // wantsJSON reports whether a command line asks for JSON, also when it is wrong otherwise.
 func wantsJSON(args []string) bool {
-	if i := slices.Index(args, "--"); i >= 0 {
-		args = args[:i]
+	for _, end := range []string{"--", "run", waiterVerb} { // what follows is for others
+		if i := slices.Index(args, end); i >= 0 {
+			args = args[:i]
+		}
 	}
 	return slices.Contains(args, "--json") || slices.Contains(args, "-json") || slices.Contains(args, "--json=true")
 }
@@ -170,7 +170,8 @@ func (t *terminal) app() *cli.App {
 				},
 				Action: unknown,
 			},
-			t.attach(), t.detach(), t.ps(), t.nodes(), t.rmpeer(), t.leave(), t.status(), t.ipam(), t.conflicts(), t.version(), t.completion(), t.help(),
+			t.attach(), t.detach(), t.runContainer(), t.await(), t.ps(), t.nodes(), t.rmpeer(), t.leave(), t.status(), t.ipam(),
+			t.conflicts(), t.version(), t.completion(), t.help(),
 		},
 		Flags:           append(common(), cli.HelpFlag), // not added by itself where help is a command of ours
 		HideHelpCommand: true,
@@ -179,7 +180,9 @@ func (t *terminal) app() *cli.App {
 		for _, c := range append(c.Subcommands, c) {
 			c.OnUsageError = wrong
 			c.HideHelpCommand = true
-			c.Flags = append(c.Flags, common()...)
+			if !c.SkipFlagParsing {
+				c.Flags = append(c.Flags, common()...)
+			}
 		}
 	}
 	return app
