@@ -65,6 +65,42 @@ func (s *sandboxes) count() int {
 	return s.opens
 }
 
+// TestNameKept: an interface gets the name it had, also from an agent that was not there then; a
+// wished one goes before.
+func TestNameKept(t *testing.T) {
+	bubble(t, 1, func(ctx context.Context, hosts []*node) {
+		h := hosts[0]
+		h.create(t, ctx, "web", "10.2.0.0/16")
+		h.links.mu.Lock()
+		h.links.first = "eth7"
+		h.links.mu.Unlock()
+		h.put(t, ctx, "c1", "web")
+		h.boxes.start("c2")
+		if _, _, err := h.Attach(ctx, AttachRequest{Container: Ref{Name: "c2"}, Network: "web", IfName: "w0"}); err != nil {
+			t.Fatal(err)
+		}
+		h.boxes.stop("c1")
+		time.Sleep(time.Second)
+		again := &node{mesh: h.mesh, links: newApplier(), bridge: h.bridge, boxes: h.boxes}
+		var wg sync.WaitGroup
+		run, stop := context.WithCancel(ctx)
+		again.begin(t, run, &wg)
+		time.Sleep(time.Second)
+		again.boxes.start("c1")
+		time.Sleep(time.Second)
+		if ps := again.PS(false); ps[0].IfName != "eth7" || ps[1].IfName != "w0" {
+			t.Errorf("names %s and %s", ps[0].IfName, ps[1].IfName)
+		}
+		for _, w := range h.mesh.Wishes() {
+			if w.Given != "eth7" && w.IfName == "" || w.Given != "" && w.IfName != "" {
+				t.Errorf("kept %+v", w)
+			}
+		}
+		stop()
+		wg.Wait()
+	})
+}
+
 // TestContainersMissed: the same without events, by the look at everything that follows; also by an
 // agent that was not there meanwhile.
 func TestContainersMissed(t *testing.T) {

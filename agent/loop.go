@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -141,8 +142,22 @@ func (l *loop) round(ctx context.Context, whole bool) {
 		s.host, s.failing, s.ifNames = l.host, failing, l.found.IfNames
 		s.sandboxes, s.gone = maps.Clone(l.sandboxes), maps.Clone(l.gone)
 	})
+	l.remember(ctx)
 	if len(failing) == 0 && equal {
 		l.agent.once.Do(func() { close(l.agent.ready) })
+	}
+}
+
+// remember keeps the names that interfaces got, so that they get them again.
+func (l *loop) remember(ctx context.Context) {
+	for _, w := range l.agent.c.Mesh.Wishes() {
+		name := l.found.IfNames[w.ID]
+		if name == "" || name == w.Given || w.IfName != "" {
+			continue
+		}
+		if _, err := l.agent.c.Mesh.Do(ctx, state.Name{ID: w.ID, Given: name}); err != nil {
+			l.agent.c.Log.Warn("name of an interface is not kept", "endpoint", w.ID, "err", err)
+		}
 	}
 }
 
@@ -339,13 +354,12 @@ func (l *loop) lose(ctx context.Context, view *state.View, gone []state.Endpoint
 // facts is what the plan has to know of the host now.
 func (l *loop) facts() plan.Facts {
 	c := &l.agent.c
-	names := maps.Clone(l.found.IfNames)
-	if names == nil {
-		names = map[state.EndpointID]string{}
-	}
+	names, given := map[state.EndpointID]string{}, map[state.EndpointID]string{}
 	for _, w := range c.Mesh.Wishes() {
 		if w.IfName != "" {
 			names[w.ID] = w.IfName
+		} else if g := cmp.Or(l.found.IfNames[w.ID], w.Given); g != "" {
+			given[w.ID] = g
 		}
 	}
 	return plan.Facts{
@@ -354,6 +368,7 @@ func (l *loop) facts() plan.Facts {
 		Underlay:  c.Underlay,
 		Sandboxes: l.sandboxes,
 		IfNames:   names,
+		Given:     given,
 		Found:     l.found,
 	}
 }

@@ -145,6 +145,14 @@ func (m *mesh) Do(ctx context.Context, w state.Wish) (state.Outcome, error) {
 			return m.outcome(state.Outcome{}, nil)
 		}
 		return m.outcome(state.Outcome{}, m.change(state.RemoveEndpoint(w)))
+	case state.Name:
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		if a, ok := m.wishes[w.ID]; ok {
+			a.Given = w.Given
+			m.wishes[w.ID] = a
+		}
+		return state.Outcome{Endpoint: w.ID}, nil
 	case state.Report:
 		e, ok := m.View().Endpoint(w.ID)
 		if !ok {
@@ -324,6 +332,7 @@ type applier struct {
 	began   []time.Time
 	fail    error
 	gone    map[state.EndpointID]bool
+	first   string // name that an interface gets; empty: eth1
 	ports   map[state.EndpointID]uint32
 	devices map[state.NetworkID]uint32
 }
@@ -352,10 +361,7 @@ func (a *applier) Apply(_ context.Context, h *plan.Host) ([]plan.Step, plan.Foun
 		if a.gone[l.Endpoint] {
 			f.Gone = append(f.Gone, l.Endpoint)
 		}
-		f.IfNames[l.Endpoint] = "eth1"
-		if l.IfName != "" {
-			f.IfNames[l.Endpoint] = l.IfName
-		}
+		f.IfNames[l.Endpoint] = cmp.Or(l.IfName, l.Prefer, a.first, "eth1")
 	}
 	old, oldDevices := a.ports, a.devices
 	a.ports, a.devices = map[state.EndpointID]uint32{}, map[state.NetworkID]uint32{}

@@ -84,6 +84,8 @@ func (n *Node) do(w state.Wish, reply chan<- result) {
 		out, err = n.expel(w)
 	case state.Detach:
 		out = n.detach(w.ID)
+	case state.Name:
+		out = n.name(w)
 	case state.Report:
 		out, err = n.report(w)
 	default:
@@ -226,7 +228,7 @@ func (n *Node) reattach(w state.Attach, e state.Endpoint) (state.Outcome, error)
 	} else {
 		e.MAC = w.MAC
 	}
-	w.IfName = cmp.Or(w.IfName, old.IfName)
+	w.IfName, w.Given = cmp.Or(w.IfName, old.IfName), cmp.Or(w.Given, old.Given)
 	e.Container, e.IfName = w.Container, cmp.Or(w.IfName, e.IfName)
 	e.Names = slices.Sorted(slices.Values(w.Names))
 	if was, ok := n.own(e.ID); !ok || !equalEndpoints(was, e) {
@@ -336,6 +338,17 @@ func (n *Node) detach(id state.EndpointID) state.Outcome {
 	return out
 }
 
+// name notes what name an attachment's interface got. Only this host has to know.
+func (n *Node) name(w state.Name) state.Outcome {
+	a, ok := n.store.wishes[w.ID]
+	if !ok || a.Given == w.Given {
+		return state.Outcome{Endpoint: w.ID, Again: true}
+	}
+	a.Given = w.Given
+	n.keep(a)
+	return state.Outcome{Network: a.Network, Endpoint: w.ID}
+}
+
 // report notes whether a container's sandbox is there.
 func (n *Node) report(w state.Report) (state.Outcome, error) {
 	e, ok := n.own(w.ID)
@@ -419,6 +432,6 @@ func equalEndpoints(a, b state.Endpoint) bool {
 
 func equalWishes(a, b state.Attach) bool {
 	return a.ID == b.ID && a.Network == b.Network && a.Container == b.Container && a.Source == b.Source &&
-		a.Addr == b.Addr && a.MAC == b.MAC && a.IfName == b.IfName && a.NoDefaultRoute == b.NoDefaultRoute &&
+		a.Addr == b.Addr && a.MAC == b.MAC && a.IfName == b.IfName && a.NoDefaultRoute == b.NoDefaultRoute && a.Given == b.Given &&
 		slices.Equal(a.Names, b.Names)
 }

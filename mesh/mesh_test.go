@@ -377,6 +377,13 @@ func TestRestart(t *testing.T) {
 		l.await("attached", 2*time.Second, l.converged)
 
 		h := l.nodes[1]
+		digest := h.View().Digest()
+		if out := h.do(t, state.Name{ID: outs[1].Endpoint, Given: "eth2"}); out.Again || h.View().Digest() != digest {
+			t.Errorf("the name of an interface is others' business: %+v", out)
+		}
+		if out := h.do(t, attach(web, "c1")); !out.Again || h.Wishes()[0].Given != "eth2" || h.View().Digest() != digest {
+			t.Errorf("attached twice: %+v, %+v, digest %t", out, h.Wishes(), h.View().Digest() == digest)
+		}
 		before, epoch, wishes := h.View().Digest(), h.store.epoch, h.Wishes()
 		l.stop(1)
 		// Alone, so that nothing comes from others.
@@ -423,7 +430,7 @@ func TestRestart(t *testing.T) {
 			}
 		}
 		// And once more, from the log that the new epoch wrote.
-		digest := l.nodes[1].View().Digest()
+		digest = l.nodes[1].View().Digest()
 		epoch = h.store.epoch
 		l.stop(1)
 		h = l.start(1)

@@ -74,6 +74,11 @@ func TestLogBytes(t *testing.T) {
 	if w, err := decodeWish(got[2].body); err != nil || !reflect.DeepEqual(w, fullWish) {
 		t.Errorf("%+v, %v", w, err)
 	}
+	given := fullWish
+	given.Given = "eth2"
+	if w, err := decodeWish(encodeWish(given)); err != nil || !reflect.DeepEqual(w, given) {
+		t.Errorf("%+v, %v", w, err)
+	}
 	// Cut or spoilt anywhere, what is before that is read.
 	ends := map[int]int{len(logMagic): 0}
 	for i, r := range rs {

@@ -19,6 +19,7 @@ type wishRecord struct {
 	IfName         string       `json:"ifname,omitempty"`
 	Names          []string     `json:"names,omitempty"`
 	NoDefaultRoute bool         `json:"no_default_route,omitempty"`
+	Given          string       `json:"given,omitempty"`
 }
 
 type sourceRecord struct {
@@ -38,6 +39,7 @@ func encodeWish(w state.Attach) []byte {
 			PID: w.Source.PID, Started: w.Source.Started, Inode: w.Source.Inode,
 		},
 		Addr: w.Addr, IfName: w.IfName, Names: w.Names, NoDefaultRoute: w.NoDefaultRoute,
+		Given: w.Given,
 	}
 	if w.MAC != (state.MAC{}) {
 		r.MAC = w.MAC.String()
@@ -61,6 +63,7 @@ func decodeWish(b []byte) (state.Attach, error) {
 			PID: r.Source.PID, Started: r.Source.Started, Inode: r.Source.Inode,
 		},
 		Addr: r.Addr, IfName: r.IfName, Names: r.Names, NoDefaultRoute: r.NoDefaultRoute,
+		Given: r.Given,
 	}
 	if r.MAC != "" {
 		var err error

@@ -384,6 +384,28 @@ func TestApplyPutsBack(t *testing.T) {
 	}
 }
 
+// In another namespace it gets the name it had before, unless that is taken there or insisted on.
+func TestPreferredNames(t *testing.T) {
+	if !nstest.Inside(t) {
+		return
+	}
+	l := newLinks(t)
+	b := box(t, "one")
+	run(t, b, "ip", "link", "add", "eth0", "type", "bridge")
+	links := []plan.Link{link(5, b), link(6, b), link(7, b), link(8, b)}
+	links[1].Prefer, links[2].Prefer, links[3].Prefer = "eth1", "eth0", "eth3"
+	h := host(links)
+	_, found := apply(t, l, h)
+	if want := map[state.EndpointID]string{5: "eth4", 6: "eth1", 7: "eth2", 8: "eth3"}; !reflect.DeepEqual(found.IfNames, want) {
+		t.Errorf("names %v, want %v", found.IfNames, want)
+	}
+	h.Links[0].Prefer = "eth9" // only for an interface that has no name yet
+	if _, found = apply(t, l, h); found.IfNames[5] != "eth4" {
+		t.Errorf("name %q, want eth4 still", found.IfNames[5])
+	}
+	settled(t, l, h)
+}
+
 // The interface keeps its name where the plan leaves it open, and gets the wished one where not.
 func TestInterfaceNames(t *testing.T) {
 	if !nstest.Inside(t) {

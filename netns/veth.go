@@ -1,6 +1,7 @@
 package netns
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"net"
@@ -23,6 +24,17 @@ var errBroken = errors.New("the other end is not in the container")
 type pair struct {
 	plan.Link
 	host netlink.Link
+}
+
+// freedom is how free the choice of a link's name is.
+func (p pair) freedom() int {
+	switch {
+	case p.IfName != "":
+		return 0
+	case p.Prefer != "":
+		return 1
+	}
+	return 2
 }
 
 // sandbox makes the links into one container.
@@ -50,6 +62,8 @@ func (r *round) sandbox(links []plan.Link) {
 		}
 		pairs = append(pairs, pair{l, host})
 	}
+	// Those that insist on a name come first, and those that want any come last.
+	slices.SortStableFunc(pairs, func(a, b pair) int { return cmp.Compare(a.freedom(), b.freedom()) })
 	broken := r.finish(pairs, ns)
 	pairs = pairs[:0]
 	for _, p := range broken {
@@ -243,13 +257,16 @@ func (in *inside) find(p pair) (netlink.Link, error) {
 	return link, nil
 }
 
-// rename gives the container's end its name: the wished one, else the one it has, else the first
-// free of eth0, eth1, …
+// rename gives the container's end its name: the wished one, else the one it has, else the one it had
+// before if that is free, else the first free of eth0, eth1, …
 func (in *inside) rename(link netlink.Link, p pair) error {
 	a := link.Attrs()
 	want := p.IfName
 	if want == "" {
 		want = a.Name
+		if want == p.Name && p.Prefer != "" && !in.names[p.Prefer] {
+			want = p.Prefer
+		}
 		for i := 0; want == p.Name && i < ifNameMax; i++ {
 			if name := fmt.Sprintf("eth%d", i); !in.names[name] {
 				want = name

@@ -96,7 +96,8 @@ type Link struct {
 	// Name of the host's end: mc- and ten hexadecimal digits of a hash of endpoint and sandbox, so
 	// that a new sandbox gets a new name (OVS goes on using the old device of a name made again).
 	Name     string
-	IfName   string // in the container; empty: the first free ethN
+	IfName   string // in the container; empty: Prefer if it is free, else the first free ethN
+	Prefer   string // the name it had before
 	Sandbox  Sandbox
 	Addr     netip.Prefix
 	MAC      state.MAC

@@ -25,7 +25,8 @@ type Facts struct {
 	Choice    Choice
 	Underlay  Underlay
 	Sandboxes map[state.EndpointID]Sandbox // of own endpoints whose container is there
-	IfNames   map[state.EndpointID]string  // as wished for or found
+	IfNames   map[state.EndpointID]string  // as wished for
+	Given     map[state.EndpointID]string  // as found, now or before
 	Found     Found
 }
 
@@ -312,6 +313,7 @@ func (p *planner) links() {
 				Endpoint: e.ID,
 				Name:     name,
 				IfName:   cmp.Or(p.facts.IfNames[e.ID], e.IfName),
+				Prefer:   p.facts.Given[e.ID],
 				Sandbox:  p.facts.Sandboxes[e.ID],
 				Addr:     netip.PrefixFrom(e.Addr, n.Subnet.Bits()),
 				MAC:      e.MAC,

@@ -26,7 +26,7 @@ func (h *Host) String() string {
 	}
 	for _, l := range h.Links {
 		fmt.Fprintf(&b, "link %s endpoint %s ifname %s addr %s mac %s mtu %d offloads %s sandbox %s inode %d\n",
-			l.Name, l.Endpoint, cmp.Or(l.IfName, "auto"), l.Addr, l.MAC, l.MTU, onOff(l.Offloads), l.Sandbox.Path, l.Sandbox.Inode)
+			l.Name, l.Endpoint, cmp.Or(l.IfName, l.Prefer, "auto"), l.Addr, l.MAC, l.MTU, onOff(l.Offloads), l.Sandbox.Path, l.Sandbox.Inode)
 	}
 	if h.Firewall.On {
 		fmt.Fprintf(&b, "firewall port %d peers %s\n", h.Firewall.Port, addrs(h.Firewall.Peers))

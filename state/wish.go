@@ -44,10 +44,19 @@ type Attach struct {
 	Names     []string
 	// NoDefaultRoute leaves the container's default route alone.
 	NoDefaultRoute bool
+	// Given is the name that its interface got where none was wished for. It gets that again if it is
+	// free.
+	Given string
 }
 
 // Detach wishes an attachment away.
 type Detach struct{ ID EndpointID }
+
+// Name says what name the interface of an attachment got.
+type Name struct {
+	ID    EndpointID
+	Given string
+}
 
 // Report says that a container's sandbox went (Down) or came back.
 type Report struct {
@@ -70,6 +79,7 @@ func (Create) wish()   {}
 func (Remove) wish()   {}
 func (Attach) wish()   {}
 func (Detach) wish()   {}
+func (Name) wish()     {}
 func (Report) wish()   {}
 
 // SourceKind tells how a container's network namespace is found again.
