@@ -6,6 +6,7 @@ import (
 	"math"
 	"net/netip"
 	"os"
+	"runtime"
 	"slices"
 	"time"
 
@@ -77,6 +78,7 @@ func statusOf(s agent.Status) Status {
 		Networks:      s.Networks,
 		Attached:      s.Attached,
 		PID:           os.Getpid(),
+		Goroutines:    runtime.NumGoroutine(),
 	}
 }
 

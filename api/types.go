@@ -46,6 +46,7 @@ type Status struct {
 	Networks      int      `json:"networks"`
 	Attached      int      `json:"attached"` // containers on networks, here
 	PID           int      `json:"pid"`
+	Goroutines    int      `json:"goroutines"` // of the daemon, for who looks for leaks
 }
 
 // Label is a key and a value that a person put on a network.

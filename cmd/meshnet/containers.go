@@ -133,8 +133,12 @@ const askMax = time.Second
 func (c *containers) Warnings() []string {
 	ctx, cancel := context.WithTimeout(context.Background(), askMax)
 	defer cancel()
-	if err := c.docker.Reachable(ctx); err != nil {
-		return []string{fmt.Sprintf("containers are found by namespace only: %v", err)}
+	err := c.docker.Reachable(ctx)
+	switch {
+	case errors.Is(err, docker.ErrNoDocker):
+		return []string{"Docker does not run; containers are found by process, path and network namespace only"}
+	case err != nil:
+		return []string{fmt.Sprintf("Docker does not answer: %v", err)}
 	}
 	return nil
 }
