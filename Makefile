@@ -34,7 +34,7 @@ check:
 	go vet ./...
 	go mod tidy -diff
 	go run $(STATICCHECK) ./...
-	@if command -v shellcheck >/dev/null; then shellcheck testlab/lab testlab/deps testlab/demo testlab/throughput .ci/run; \
+	@if command -v shellcheck >/dev/null; then shellcheck testlab/lab testlab/deps testlab/demo testlab/throughput testlab/attach-bench .ci/run; \
 	elif [ -n "$$CI" ]; then echo "shellcheck is not installed"; exit 1; fi
 	go test .
 	go test -count 1 ./mesh/sim -run Simulation -for 3s
@@ -121,6 +121,11 @@ bench-gossip-doc:
 .PHONY: bench-lab
 bench-lab: deps build
 	testlab/throughput 5 5
+
+# meshnet attach beside docker network connect to a Swarm overlay, in turns (root).
+.PHONY: bench-attach
+bench-attach: deps build
+	testlab/attach-bench 5 20
 
 .PHONY: cover
 cover:

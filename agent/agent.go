@@ -122,6 +122,8 @@ type Agent struct {
 	// busy has an entry for each container and network that a call of the door works on, closed
 	// when it has ended.
 	busy map[place]chan struct{}
+	// hints are sandboxes that the door found for attachments it is making.
+	hints map[state.EndpointID]plan.Sandbox
 	// moved are the ids of containers to which something happened; the empty one stands for all.
 	moved map[string]bool
 	// happened waits for who obeys labels.
@@ -154,6 +156,7 @@ func New(c Config) (*Agent, error) {
 		ready:    make(chan struct{}),
 		changed:  make(chan struct{}),
 		busy:     map[place]chan struct{}{},
+		hints:    map[state.EndpointID]plan.Sandbox{},
 		moved:    map[string]bool{},
 		faults:   map[string]string{},
 	}, nil

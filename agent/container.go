@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"maps"
 	"net/netip"
 
 	"meshnet/plan"
@@ -82,6 +83,13 @@ func (a *Agent) takeMoved() map[string]bool {
 	moved := a.moved
 	a.moved = map[string]bool{}
 	return moved
+}
+
+// hinted returns the sandboxes that the door found.
+func (a *Agent) hinted() map[state.EndpointID]plan.Sandbox {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return maps.Clone(a.hints)
 }
 
 // takeHappened returns what happened since the last call.

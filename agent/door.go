@@ -275,6 +275,8 @@ func mint() state.EndpointID {
 func (a *Agent) carryOut(ctx context.Context, w state.Attach, box plan.Sandbox) (state.EndpointID, error) {
 	do, cancel := context.WithTimeout(ctx, doMax)
 	defer cancel()
+	a.hint(w.ID, box)
+	defer a.hint(w.ID, plan.Sandbox{})
 	out, err := a.c.Mesh.Do(do, w)
 	if err != nil {
 		a.undo(ctx, w.ID) // it may be there for all we know
@@ -288,6 +290,18 @@ func (a *Agent) carryOut(ctx context.Context, w state.Attach, box plan.Sandbox) 
 		a.undo(ctx, out.Endpoint)
 	}
 	return out.Endpoint, err
+}
+
+// hint tells the loop the sandbox of an attachment that is being made, so that it need not look it up
+// too; none: forget it. If it is another one by now the links find out.
+func (a *Agent) hint(id state.EndpointID, box plan.Sandbox) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if box == (plan.Sandbox{}) {
+		delete(a.hints, id)
+	} else {
+		a.hints[id] = box
+	}
 }
 
 // lookUp has the loop look up the container's sandbox again on all networks where what it saw is not
@@ -309,7 +323,9 @@ func (a *Agent) lookUp(s state.Source, box plan.Sandbox) (ticket uint64) {
 
 // host waits until this host equals a version of the state and the loop has answered a ticket.
 func (a *Agent) host(ctx context.Context, version, ticket uint64) error {
-	poke(a.poked)
+	if ticket > 0 {
+		poke(a.poked) // a new version wakes the loop by itself
+	}
 	ctx, cancel := context.WithTimeout(ctx, hostMax)
 	defer cancel()
 	for {

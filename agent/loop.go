@@ -214,9 +214,13 @@ func (l *loop) lookup(ctx context.Context, view *state.View) (changed, unknown b
 	l.sandboxes = map[state.EndpointID]plan.Sandbox{}
 	gone := map[state.EndpointID]bool{}
 	var ask []state.Attach
+	hints := l.agent.hinted()
 	for _, w := range l.agent.c.Mesh.Wishes() {
 		old, known := before[w.ID]
+		hint, given := hints[w.ID]
 		switch {
+		case given && !known && !l.gone[w.ID] && !l.suspect[w.ID]:
+			l.sandboxes[w.ID] = hint
 		case l.doubtful(w) || !known && !l.gone[w.ID]:
 			ask = append(ask, w)
 		case known:

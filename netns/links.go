@@ -1,6 +1,7 @@
 package netns
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -226,7 +227,8 @@ func sorted(networks map[state.NetworkID]*plan.Network) []*plan.Network {
 	return out
 }
 
-// bySandbox groups links by the namespace they lead to, in the order of the first of each.
+// bySandbox groups links by the namespace they lead to, in the order of the first of each. In a group
+// those that insist on a name come first, and those that want any come last.
 func bySandbox(links []plan.Link) [][]plan.Link {
 	var out [][]plan.Link
 	at := make(map[plan.Sandbox]int)
@@ -239,5 +241,19 @@ func bySandbox(links []plan.Link) [][]plan.Link {
 		}
 		out[i] = append(out[i], l)
 	}
+	for _, group := range out {
+		slices.SortStableFunc(group, func(a, b plan.Link) int { return cmp.Compare(freedom(a), freedom(b)) })
+	}
 	return out
+}
+
+// freedom is how free the choice of a link's name is.
+func freedom(l plan.Link) int {
+	switch {
+	case l.IfName != "":
+		return 0
+	case l.Prefer != "":
+		return 1
+	}
+	return 2
 }

@@ -1,7 +1,6 @@
 package netns
 
 import (
-	"cmp"
 	"errors"
 	"fmt"
 	"net"
@@ -24,17 +23,6 @@ var errBroken = errors.New("the other end is not in the container")
 type pair struct {
 	plan.Link
 	host netlink.Link
-}
-
-// freedom is how free the choice of a link's name is.
-func (p pair) freedom() int {
-	switch {
-	case p.IfName != "":
-		return 0
-	case p.Prefer != "":
-		return 1
-	}
-	return 2
 }
 
 // sandbox makes the links into one container.
@@ -62,8 +50,6 @@ func (r *round) sandbox(links []plan.Link) {
 		}
 		pairs = append(pairs, pair{l, host})
 	}
-	// Those that insist on a name come first, and those that want any come last.
-	slices.SortStableFunc(pairs, func(a, b pair) int { return cmp.Compare(a.freedom(), b.freedom()) })
 	broken := r.finish(pairs, ns)
 	pairs = pairs[:0]
 	for _, p := range broken {
