@@ -236,7 +236,7 @@ func TestAttachRefused(t *testing.T) {
 		h.bridge.setFail(nil)
 		empty("no switch")
 
-		late, cancel := context.WithTimeout(ctx, time.Millisecond)
+		late, cancel := context.WithTimeout(ctx, gather/2)
 		defer cancel()
 		if _, _, err := h.Attach(late, AttachRequest{Container: Ref{Name: "c1"}, Network: "web"}); err == nil {
 			t.Error("attach whose caller went away succeeded")

@@ -16,8 +16,8 @@ import (
 
 const (
 	// gather is how long the loop waits for more of what woke it: many wishes that arrive together
-	// are one apply. Small against the time that a link takes.
-	gather = 2 * time.Millisecond
+	// are one apply, and what arrives during one is the next. Small against the time that a link takes.
+	gather = 500 * time.Microsecond
 	// retryMin to retryMax: the wait after a failure, doubled each time.
 	retryMin, retryMax = 100 * time.Millisecond, 5 * time.Second
 	// lookEvery: how often sandboxes of which no engine tells anything (paths, processes) are looked up
