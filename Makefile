@@ -62,6 +62,8 @@ soak: deps build
 	go test -count 1 -timeout 2h ./mesh -run 'TestForm$$|TestHeal$$' -forms 100 -heals 10 -v
 	for i in 1 2 3; do MESHNET_REQUIRE=1 go test -count 1 -timeout 90m ./testlab -lab -v -run AddressesAtRandom -steps 500 || exit 1; done
 	MESHNET_REQUIRE=1 go test -count 3 -timeout 60m ./testlab -lab -v
+	MESHNET_REQUIRE=1 go test -count 1 -timeout 60m ./testlab -lab -soak -v -run 'Attachment|RunContainer|Removed|AttachDetach'
+	go test -count 1 -timeout 60m ./agent -run AttachFaults -seeds 5000
 
 # Bubbles of testing/synctest stay out of the race detector (golang/go#76691): they run one goroutine at a time anyway.
 .PHONY: race

@@ -103,16 +103,14 @@ func TestConverge(t *testing.T) {
 		}
 		time.Sleep(time.Second)
 		for _, h := range hosts {
-			h.bridge.mu.Lock()
 			var remotes int
-			for _, n := range h.bridge.host.Networks {
+			for _, n := range h.bridge.plan().Networks {
 				remotes += len(n.Remotes)
 			}
-			h.bridge.mu.Unlock()
 			if remotes != n-1 || len(h.links.links()) != 1 {
 				t.Fatalf("%s has %d remotes and %d links", name(h.mesh.self), remotes, len(h.links.links()))
 			}
-			if got := h.mesh.applied; got != h.mesh.View().Version() {
+			if got := h.mesh.equal(); got != h.mesh.View().Version() {
 				t.Errorf("%s applied version %d of %d", name(h.mesh.self), got, h.mesh.View().Version())
 			}
 		}
@@ -272,7 +270,7 @@ func TestBackOff(t *testing.T) {
 		h := hosts[0]
 		h.create(t, ctx, "web", "10.2.0.0/16")
 		time.Sleep(time.Second)
-		before := h.mesh.applied
+		before := h.mesh.equal()
 		h.links.setFail(errors.New("no permission"))
 		h.create(t, ctx, "db", "10.3.0.0/16")
 		first, other := h.links.count(), h.bridge.count()
@@ -287,16 +285,16 @@ func TestBackOff(t *testing.T) {
 		if gap := tries[1].Sub(tries[0]); gap < 4*time.Second || gap > 6*time.Second {
 			t.Errorf("tries %v apart at the end", gap)
 		}
-		if h.mesh.applied != before {
-			t.Errorf("said that version %d is applied", h.mesh.applied)
+		if h.mesh.equal() != before {
+			t.Errorf("said that version %d is applied", h.mesh.equal())
 		}
 		if s := h.Status(ctx); s.Converged || !slices.ContainsFunc(s.Pending, func(p string) bool { return strings.Contains(p, "no permission") }) {
 			t.Errorf("status %+v", s)
 		}
 		h.links.setFail(nil)
 		time.Sleep(6 * time.Second)
-		if v := h.mesh.View().Version(); h.mesh.applied != v || !h.Status(ctx).Converged {
-			t.Errorf("applied %d of %d: %+v", h.mesh.applied, v, h.Status(ctx))
+		if v := h.mesh.View().Version(); h.mesh.equal() != v || !h.Status(ctx).Converged {
+			t.Errorf("applied %d of %d: %+v", h.mesh.equal(), v, h.Status(ctx))
 		}
 		n := h.links.count()
 		time.Sleep(time.Minute)
@@ -497,7 +495,7 @@ func TestRestart(t *testing.T) {
 			t.Fatal(err)
 		}
 		time.Sleep(time.Second)
-		links, before := h.links.links(), h.bridge.host
+		links, before := h.links.links(), h.bridge.plan()
 
 		again := &node{mesh: h.mesh, links: newApplier(), bridge: h.bridge, boxes: h.boxes}
 		again.boxes.setFail(errors.New("docker does not answer"))
@@ -518,7 +516,7 @@ func TestRestart(t *testing.T) {
 		if !slices.Equal(again.links.links(), links) {
 			t.Errorf("links %v, before %v", again.links.links(), links)
 		}
-		for id, n := range again.bridge.host.Networks {
+		for id, n := range again.bridge.plan().Networks {
 			if !slices.Equal(n.Ports, before.Networks[id].Ports) {
 				t.Errorf("ports %v, before %v", n.Ports, before.Networks[id].Ports)
 			}

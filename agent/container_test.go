@@ -137,8 +137,8 @@ func TestContainersMissed(t *testing.T) {
 			if want := []string{"c0 ready", "c1 down", "renamed ready"}; !slices.Equal(names, want) || len(h.mesh.Wishes()) != 3 {
 				t.Errorf("restarted %t: %q, want %q", restarted, names, want)
 			}
-			if inode := h.links.host.Links[0].Sandbox.Inode; inode != 5 && h.links.host.Links[1].Sandbox.Inode != 5 {
-				t.Errorf("restarted %t: links %+v", restarted, h.links.host.Links)
+			if inode := h.links.plan().Links[0].Sandbox.Inode; inode != 5 && h.links.plan().Links[1].Sandbox.Inode != 5 {
+				t.Errorf("restarted %t: links %+v", restarted, h.links.plan().Links)
 			}
 			stop()
 			wg.Wait()
@@ -188,8 +188,8 @@ func TestLabels(t *testing.T) {
 			!slices.Equal(ps[1].Names, []string{"www"}) || ps[0].State != Ready || ps[1].State != Ready || ps[0].Container != "c1" {
 			t.Errorf("attached %+v", ps)
 		}
-		if want := []string{"/run/model/c1 1 "}; !slices.Equal(h.boxes.released, want) {
-			t.Errorf("released %q, want %q", h.boxes.released, want)
+		if want := []string{"/run/model/c1 1 "}; !slices.Equal(h.boxes.told(), want) {
+			t.Errorf("released %q, want %q", h.boxes.told(), want)
 		}
 		// By hand off one: off until it starts again.
 		if _, err := h.Detach(ctx, Ref{Name: "c1"}, "db"); err != nil {
@@ -202,16 +202,16 @@ func TestLabels(t *testing.T) {
 		}
 		h.boxes.start("c1")
 		time.Sleep(50 * time.Millisecond)
-		if ps := h.PS(false); len(ps) != 2 || len(h.boxes.released) != 2 {
-			t.Errorf("after a restart %+v, released %q", ps, h.boxes.released)
+		if ps := h.PS(false); len(ps) != 2 || len(h.boxes.told()) != 2 {
+			t.Errorf("after a restart %+v, released %q", ps, h.boxes.told())
 		}
 		// A start that nobody told of.
 		h.boxes.deaf = true
 		h.boxes.start("c1")
 		h.boxes.missed()
 		time.Sleep(50 * time.Millisecond)
-		if !strings.HasPrefix(h.boxes.released[len(h.boxes.released)-1], "/run/model/c1 3 ") || len(h.boxes.released) != 3 {
-			t.Errorf("released %q", h.boxes.released)
+		if !strings.HasPrefix(h.boxes.told()[len(h.boxes.told())-1], "/run/model/c1 3 ") || len(h.boxes.told()) != 3 {
+			t.Errorf("released %q", h.boxes.told())
 		}
 	})
 }
@@ -236,13 +236,13 @@ func TestLabelFaults(t *testing.T) {
 			}
 		}
 		// What can never be is told to who waits; what may come is waited for.
-		for _, r := range h.boxes.released {
+		for _, r := range h.boxes.told() {
 			if strings.HasPrefix(r, "/run/model/c1") || strings.HasSuffix(r, " ") {
 				t.Errorf("released %q", r)
 			}
 		}
-		if len(h.boxes.released) < 2 || len(h.PS(false)) != 0 {
-			t.Errorf("released %q, attached %+v", h.boxes.released, h.PS(false))
+		if len(h.boxes.told()) < 2 || len(h.PS(false)) != 0 {
+			t.Errorf("released %q, attached %+v", h.boxes.told(), h.PS(false))
 		}
 		h.create(t, ctx, "later", "10.4.0.0/16")
 		h.boxes.stop("c2")

@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -15,22 +16,20 @@ import (
 	"meshnet/state"
 )
 
-var seeds = flag.Uint64("seeds", 30, "how many seeds TestAttachFaults runs")
+var seeds = flag.Uint64("seeds", 20, "how many seeds TestAttachFaults runs")
 
 // faulty is an applier that fails now and then, before or after it did its work.
 type faulty struct {
 	*applier
 	rng *rand.Rand // used by the loop alone
-	ill *bool      // guarded by applier.mu
+	ill *atomic.Bool
 }
 
 func (f *faulty) Apply(ctx context.Context, h *plan.Host) ([]plan.Step, plan.Found, error) {
-	f.mu.Lock()
 	roll := 9
-	if *f.ill {
+	if f.ill.Load() {
 		roll = f.rng.IntN(6)
 	}
-	f.mu.Unlock()
 	time.Sleep(time.Duration(f.rng.IntN(10)) * time.Millisecond)
 	if roll == 0 {
 		return nil, plan.Found{}, errors.New("nothing was done")
@@ -111,12 +110,13 @@ func attachFaults(t *testing.T, seed uint64) bool {
 type illNode struct {
 	*node
 	mesh *mesh
-	ill  bool
+	ill  atomic.Bool
 	end  func()
 }
 
 func ill(t *testing.T, ctx context.Context, h *node, rng *rand.Rand) *illNode {
-	n := &illNode{mesh: h.mesh, ill: true}
+	n := &illNode{mesh: h.mesh}
+	n.ill.Store(true)
 	links := &faulty{newApplier(), rand.New(rand.NewPCG(rng.Uint64(), 1)), &n.ill}
 	bridge := &faulty{newApplier(), rand.New(rand.NewPCG(rng.Uint64(), 2)), &n.ill}
 	a, err := New(Config{
@@ -158,11 +158,7 @@ func (n *illNode) heal() {
 	n.mesh.mu.Lock()
 	n.mesh.fail = nil
 	n.mesh.mu.Unlock()
-	for _, a := range []*applier{n.links, n.bridge} {
-		a.mu.Lock()
-		n.ill = false
-		a.mu.Unlock()
-	}
+	n.ill.Store(false)
 	n.boxes.missed()
 }
 

@@ -258,6 +258,13 @@ func (m *mesh) Applied(version uint64) {
 	}
 }
 
+// equal returns the last version that the host was said to equal.
+func (m *mesh) equal() uint64 {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.applied
+}
+
 // has reports whether the mesh said that its host knows an endpoint.
 func (m *mesh) has(id state.EndpointID) bool {
 	m.mu.Lock()
@@ -401,6 +408,13 @@ func (a *applier) links() []state.EndpointID {
 	return ids
 }
 
+// plan returns the last plan that was applied, or nil.
+func (a *applier) plan() *plan.Host {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.host
+}
+
 func (a *applier) count() int {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -512,6 +526,13 @@ func (s *sandboxes) Release(_ context.Context, box plan.Sandbox, why string) err
 	defer s.mu.Unlock()
 	s.released = append(s.released, fmt.Sprintf("%s %d %s", box.Path, box.Inode, why))
 	return nil
+}
+
+// told returns what Release was told.
+func (s *sandboxes) told() []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Clone(s.released)
 }
 
 func (s *sandboxes) Warnings() []string { return nil }
