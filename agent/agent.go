@@ -124,6 +124,8 @@ type Agent struct {
 	busy map[place]chan struct{}
 	// hints are sandboxes that the door found for attachments it is making.
 	hints map[state.EndpointID]plan.Sandbox
+	// orphans are attachments that failed and could not be taken back yet.
+	orphans map[state.EndpointID]bool
 	// moved are the ids of containers to which something happened; the empty one stands for all.
 	moved map[string]bool
 	// happened waits for who obeys labels.
@@ -156,6 +158,7 @@ func New(c Config) (*Agent, error) {
 		ready:    make(chan struct{}),
 		changed:  make(chan struct{}),
 		busy:     map[place]chan struct{}{},
+		orphans:  map[state.EndpointID]bool{},
 		hints:    map[state.EndpointID]plan.Sandbox{},
 		moved:    map[string]bool{},
 		faults:   map[string]string{},

@@ -7,6 +7,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"os"
 	"slices"
@@ -275,6 +276,7 @@ func mint() state.EndpointID {
 func (a *Agent) carryOut(ctx context.Context, w state.Attach, box plan.Sandbox) (state.EndpointID, error) {
 	do, cancel := context.WithTimeout(ctx, doMax)
 	defer cancel()
+	a.keep(w.ID)
 	a.hint(w.ID, box)
 	defer a.hint(w.ID, plan.Sandbox{})
 	out, err := a.c.Mesh.Do(do, w)
@@ -350,9 +352,35 @@ func (a *Agent) undo(ctx context.Context, id state.EndpointID) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoMax)
 	defer cancel()
 	if _, err := a.c.Mesh.Do(ctx, state.Detach{ID: id}); err != nil {
-		a.c.Log.Warn("attachment that failed is still there", "endpoint", id, "err", err)
+		a.c.Log.Warn("attachment that failed is still there; it is taken back later", "endpoint", id, "err", err)
+		a.mu.Lock()
+		a.orphans[id] = true
+		a.mu.Unlock()
 	}
 	poke(a.poked)
+}
+
+// keep says that an attachment is wanted again.
+func (a *Agent) keep(id state.EndpointID) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	delete(a.orphans, id)
+}
+
+// takeBack tries again to take back what could not be taken back when its attach failed, and returns
+// what still cannot.
+func (a *Agent) takeBack(ctx context.Context) (failing []string) {
+	a.mu.Lock()
+	orphans := slices.Sorted(maps.Keys(a.orphans))
+	a.mu.Unlock()
+	for _, id := range orphans {
+		if _, err := a.c.Mesh.Do(ctx, state.Detach{ID: id}); err != nil {
+			failing = append(failing, fmt.Sprintf("take back attachment %s, which failed: %v", id, err))
+			continue
+		}
+		a.keep(id)
+	}
+	return failing
 }
 
 // Detach takes a container off a network, or off all when none is named, and returns what it took

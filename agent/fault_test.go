@@ -134,7 +134,10 @@ func ill(t *testing.T, ctx context.Context, h *node, rng *rand.Rand) *illNode {
 		roll := own.IntN(8)
 		mu.Unlock()
 		a, ok := w.(state.Attach)
+		_, detach := w.(state.Detach)
 		switch {
+		case detach && roll < 2:
+			return errors.New("the disk is full")
 		case !ok || roll > 1:
 			return nil
 		case roll == 1:
@@ -203,10 +206,49 @@ func check(t *testing.T, n *illNode, failed map[string]error, left map[string]bo
 	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if len(n.busy) > 0 || len(n.hints) > 0 || len(n.suspects) > 0 {
-		t.Errorf("left in memory: %v, %v, %v", n.busy, n.hints, n.suspects)
+	if len(n.busy) > 0 || len(n.hints) > 0 || len(n.suspects) > 0 || len(n.orphans) > 0 {
+		t.Errorf("left in memory: %v, %v, %v, %v", n.busy, n.hints, n.suspects, n.orphans)
 	}
 	if len(n.seen.failing) > 0 {
 		t.Errorf("still failing: %q", n.seen.failing)
 	}
+}
+
+// TestWantedAgain: what failed and could not be taken back is kept if it is asked for again meanwhile.
+func TestWantedAgain(t *testing.T) {
+	bubble(t, 1, func(ctx context.Context, hosts []*node) {
+		h := hosts[0]
+		h.create(t, ctx, "web", "10.2.0.0/16")
+		h.boxes.start("c1")
+		fail := func(f func(state.Wish) error) {
+			h.mesh.mu.Lock()
+			defer h.mesh.mu.Unlock()
+			h.mesh.fail = f
+		}
+		fail(func(w state.Wish) error {
+			switch w := w.(type) {
+			case state.Attach:
+				h.mesh.attach(w)
+				return errors.New("the disk is full")
+			case state.Detach:
+				return errors.New("the disk is full")
+			}
+			return nil
+		})
+		if _, _, err := h.Attach(ctx, AttachRequest{Container: Ref{Name: "c1"}, Network: "web"}); err == nil {
+			t.Fatal("attached on a full disk")
+		}
+		fail(func(w state.Wish) error {
+			if _, ok := w.(state.Detach); ok {
+				return errors.New("the disk is full")
+			}
+			return nil
+		})
+		h.put(t, ctx, "c1", "web")
+		fail(nil)
+		time.Sleep(time.Minute)
+		if ps := h.PS(false); len(ps) != 1 || ps[0].State != Ready {
+			t.Errorf("wanted again, and taken back: %+v", ps)
+		}
+	})
 }

@@ -112,7 +112,9 @@ func sleep(ctx context.Context, d time.Duration) bool {
 func (l *loop) round(ctx context.Context, whole bool) {
 	mesh := l.agent.c.Mesh
 	ticket := l.takeSuspects()
+	orphaned := l.agent.takeBack(ctx)
 	changed, unknown, failing := l.lookup(ctx, mesh.View())
+	failing = append(orphaned, failing...)
 	view := mesh.View() // containers that were removed are not in it any more
 	equal := false
 	if err := l.first(ctx); err != nil {
