@@ -146,6 +146,29 @@ func TestContainersMissed(t *testing.T) {
 	}
 }
 
+// TestAttachAgainUnknown: an attach again of a container that could not be looked up a moment ago returns
+// when its link is there, and not by what was known.
+func TestAttachAgainUnknown(t *testing.T) {
+	bubble(t, 1, func(ctx context.Context, hosts []*node) {
+		h := hosts[0]
+		h.create(t, ctx, "web", "10.2.0.0/16")
+		h.put(t, ctx, "c1", "web")
+		h.boxes.setFail(errors.New("docker does not answer"))
+		again := &node{mesh: h.mesh, links: newApplier(), bridge: h.bridge, boxes: h.boxes}
+		var wg sync.WaitGroup
+		run, stop := context.WithCancel(ctx)
+		again.begin(t, run, &wg)
+		time.Sleep(graceMax + time.Second)
+		h.boxes.setFail(nil)
+		at, _, err := again.Attach(ctx, AttachRequest{Container: Ref{Name: "c1"}, Network: "web"})
+		if err != nil || at.State != Ready || len(again.links.links()) != 1 {
+			t.Errorf("attached %+v, links %v: %v", at, again.links.links(), err)
+		}
+		stop()
+		wg.Wait()
+	})
+}
+
 // TestRemovedLater: what cannot be given up now is given up later.
 func TestRemovedLater(t *testing.T) {
 	bubble(t, 1, func(ctx context.Context, hosts []*node) {

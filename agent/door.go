@@ -313,8 +313,7 @@ func (a *Agent) lookUp(s state.Source, box plan.Sandbox) (ticket uint64) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	for _, w := range wishes {
-		known, there := a.seen.sandboxes[w.ID]
-		if w.Source == s && (a.seen.gone[w.ID] || there && known.Inode != box.Inode) {
+		if w.Source == s && a.seen.sandboxes[w.ID] != box {
 			a.suspects = append(a.suspects, w.ID)
 			ticket = a.tickets + 1
 		}
