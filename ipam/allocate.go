@@ -136,7 +136,7 @@ func (m *Machine) allocate(n *network, w *want, a netip.Addr) {
 	slices.Sort(names)
 	e := state.Endpoint{
 		ID: w.wish.ID, Node: m.self, Network: n.id, Container: w.wish.Container,
-		Addr: a, MAC: mac, IfName: w.wish.IfName, Names: slices.Compact(names),
+		Addr: a, MAC: mac, IfName: w.wish.IfName, Names: slices.Compact(names), Publish: w.wish.Publish,
 		Alloc: m.lastAlloc + 1, At: w.at,
 	}
 	m.write(entry{kind: entAlloc, endpoint: e})

@@ -88,6 +88,8 @@ func (n *Node) do(w state.Wish, reply chan<- result) {
 		out = n.name(w)
 	case state.Report:
 		out, err = n.report(w)
+	case state.Publish:
+		out, err = n.publishPorts(w)
 	default:
 		err = fmt.Errorf("carry out a wish: %T is not known; restart the daemon with one version", w)
 	}
@@ -231,6 +233,7 @@ func (n *Node) reattach(w state.Attach, e state.Endpoint) (state.Outcome, error)
 	w.IfName, w.Given = cmp.Or(w.IfName, old.IfName), cmp.Or(w.Given, old.Given)
 	e.Container, e.IfName = w.Container, cmp.Or(w.IfName, e.IfName)
 	e.Names = slices.Sorted(slices.Values(w.Names))
+	e.Publish = w.Publish
 	if was, ok := n.own(e.ID); !ok || !equalEndpoints(was, e) {
 		changed, err := n.doc.Apply(state.PutEndpoint{Endpoint: e})
 		if err != nil {
@@ -372,14 +375,41 @@ func (n *Node) report(w state.Report) (state.Outcome, error) {
 	return out, nil
 }
 
+// publishPorts sets the ports of this host that lead to an attachment.
+func (n *Node) publishPorts(w state.Publish) (state.Outcome, error) {
+	wish, wished := n.store.wishes[w.ID]
+	e, ok := n.own(w.ID)
+	if !ok || !wished {
+		return state.Outcome{}, fmt.Errorf("publish ports of endpoint %s: %w", w.ID, state.ErrNoEndpoint)
+	}
+	out := state.Outcome{Network: e.Network, Endpoint: e.ID, Addr: e.Addr}
+	e.Publish = slices.Clone(w.Ports)
+	changed, err := n.doc.Apply(state.PutEndpoint{Endpoint: e})
+	if err != nil {
+		return state.Outcome{}, err
+	}
+	n.tell(changed)
+	n.refresh()
+	if e, ok = n.own(w.ID); ok {
+		wish.Publish = e.Publish // sorted
+	}
+	out.Again = changed.Empty()
+	n.keep(wish)
+	return out, nil
+}
+
 // takeUp makes endpoints equal to the wishes: those without an endpoint ask for an address, and
 // endpoints that nobody wishes for are given back. A crash may have kept one and lost the other.
 func (n *Node) takeUp() {
 	n.rewant = 0
 	n.refresh()
 	for _, w := range sortedWishes(n.store.wishes) {
-		_, has := n.own(w.ID)
+		e, has := n.own(w.ID)
 		_, waits := n.wants[w.ID]
+		if has && !slices.Equal(e.Publish, w.Publish) {
+			e.Publish = w.Publish
+			n.apply(state.PutEndpoint{Endpoint: e})
+		}
 		if has || waits {
 			continue
 		}
@@ -427,11 +457,12 @@ func (n *Node) obeyKills() {
 
 // equalEndpoints compares what a repeated wish may change of an endpoint.
 func equalEndpoints(a, b state.Endpoint) bool {
-	return a.Container == b.Container && a.MAC == b.MAC && a.IfName == b.IfName && slices.Equal(a.Names, b.Names)
+	return a.Container == b.Container && a.MAC == b.MAC && a.IfName == b.IfName && slices.Equal(a.Names, b.Names) &&
+		slices.Equal(a.Publish, b.Publish)
 }
 
 func equalWishes(a, b state.Attach) bool {
 	return a.ID == b.ID && a.Network == b.Network && a.Container == b.Container && a.Source == b.Source &&
 		a.Addr == b.Addr && a.MAC == b.MAC && a.IfName == b.IfName && a.NoDefaultRoute == b.NoDefaultRoute && a.Given == b.Given &&
-		slices.Equal(a.Names, b.Names)
+		slices.Equal(a.Names, b.Names) && slices.Equal(a.Publish, b.Publish)
 }

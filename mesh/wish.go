@@ -20,6 +20,13 @@ type wishRecord struct {
 	Names          []string     `json:"names,omitempty"`
 	NoDefaultRoute bool         `json:"no_default_route,omitempty"`
 	Given          string       `json:"given,omitempty"`
+	Publish        []portRecord `json:"publish,omitempty"`
+}
+
+type portRecord struct {
+	Proto    uint8  `json:"proto,omitempty"`
+	HostPort uint16 `json:"host_port"`
+	Port     uint16 `json:"port"`
 }
 
 type sourceRecord struct {
@@ -44,6 +51,9 @@ func encodeWish(w state.Attach) []byte {
 	if w.MAC != (state.MAC{}) {
 		r.MAC = w.MAC.String()
 	}
+	for _, p := range w.Publish {
+		r.Publish = append(r.Publish, portRecord{uint8(p.Proto), p.HostPort, p.Port})
+	}
 	b, err := json.Marshal(r)
 	if err != nil {
 		panic("encode wish: " + err.Error()) // no field of it can fail
@@ -64,6 +74,9 @@ func decodeWish(b []byte) (state.Attach, error) {
 		},
 		Addr: r.Addr, IfName: r.IfName, Names: r.Names, NoDefaultRoute: r.NoDefaultRoute,
 		Given: r.Given,
+	}
+	for _, p := range r.Publish {
+		w.Publish = append(w.Publish, state.Published{Proto: state.Proto(p.Proto), HostPort: p.HostPort, Port: p.Port})
 	}
 	if r.MAC != "" {
 		var err error

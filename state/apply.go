@@ -1,6 +1,7 @@
 package state
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
 	"slices"
@@ -319,6 +320,7 @@ func (t *txn) putEndpoint(e Endpoint, kept bool) error {
 	}
 	e.Names = slices.Clone(e.Names)
 	slices.Sort(e.Names)
+	e.Publish = slices.SortedFunc(slices.Values(e.Publish), Published.compare)
 	if err := e.check(); err != nil {
 		return err
 	}
@@ -376,7 +378,29 @@ func (e *Endpoint) check() error {
 			return err
 		}
 	}
+	return checkPublished(e.Publish)
+}
+
+// publishMax bounds the ports that lead to one endpoint.
+const publishMax = 256
+
+func checkPublished(ports []Published) error {
+	if len(ports) > publishMax {
+		return Refuse(ErrInvalid, "%d published ports; use at most %d", len(ports), publishMax)
+	}
+	for i, p := range ports {
+		switch {
+		case p.HostPort == 0 || p.Port == 0 || p.Proto > UDP:
+			return Refuse(ErrInvalid, "published port %s; use ports from 1 to 65535 and tcp or udp", p)
+		case i > 0 && p.HostPort == ports[i-1].HostPort && p.Proto == ports[i-1].Proto:
+			return Refuse(ErrInvalid, "port %d/%s leads to two ports; choose one", p.HostPort, p.Proto)
+		}
+	}
 	return nil
+}
+
+func (p Published) compare(o Published) int {
+	return cmp.Or(cmp.Compare(p.HostPort, o.HostPort), cmp.Compare(p.Proto, o.Proto), cmp.Compare(p.Port, o.Port))
 }
 
 // checkAddr returns an error if an endpoint may not have its address.

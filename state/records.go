@@ -164,8 +164,38 @@ type Endpoint struct {
 	Alloc     uint64   // the allocation number that a release must name
 	At        int64    // seconds since 1970, to break ties
 	Down      bool     // its sandbox is gone for now
+	// Publish lists the ports of its host that lead to it, sorted by (host port, protocol).
+	Publish []Published
 
 	unknown []byte
+}
+
+// Published is a port of a host that leads to a port of a container there.
+type Published struct {
+	Proto    Proto
+	HostPort uint16
+	Port     uint16 // of the container
+}
+
+// String returns 8080:80/tcp.
+func (p Published) String() string { return fmt.Sprintf("%d:%d/%s", p.HostPort, p.Port, p.Proto) }
+
+// Proto is a transport protocol that has ports.
+type Proto uint8
+
+const (
+	// TCP is RFC 9293.
+	TCP Proto = iota
+	// UDP is RFC 768.
+	UDP
+)
+
+// String returns tcp or udp.
+func (p Proto) String() string {
+	if p == UDP {
+		return "udp"
+	}
+	return "tcp"
 }
 
 // Use says that a node has members on a network and keeps it alive: key use/<net>. It holds the

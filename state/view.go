@@ -194,6 +194,9 @@ func (n *Network) Changes(since *Network) iter.Seq2[*Endpoint, *Endpoint] {
 	return differ(since.shown, n.shown, byAddress)
 }
 
+// Reachable is [Network.Endpoints] as a list. The slice is the network's.
+func (n *Network) Reachable() []*Endpoint { return n.shown }
+
 // Claims yields all endpoints, also those whose address another one shows, in the order of
 // (address, id).
 func (n *Network) Claims() iter.Seq[*Endpoint] { return n.claims.all() }

@@ -163,7 +163,7 @@ func decodeCreated(b []byte) (c Created, err error) {
 	return c, err
 }
 
-const endpointFields = "ubbbbruuu"
+const endpointFields = "ubbbbruuur"
 
 func (e *Endpoint) encode() []byte {
 	b := []byte{version}
@@ -180,6 +180,11 @@ func (e *Endpoint) encode() []byte {
 	b = appendUint(b, 7, e.Alloc)
 	b = appendUint(b, 8, uint64(e.At))
 	b = appendBool(b, 9, e.Down)
+	for _, p := range e.Publish {
+		f := appendUint(nil, 1, uint64(p.Proto))
+		f = appendUint(f, 2, uint64(p.HostPort))
+		b = appendField(b, 10, appendUint(f, 3, uint64(p.Port)))
+	}
 	return append(b, e.unknown...)
 }
 
@@ -207,10 +212,32 @@ func decodeEndpoint(b []byte) (e Endpoint, err error) {
 			e.At = int64(f.uint)
 		case 9:
 			return readBool(&e.Down, f)
+		case 10:
+			p, err := decodePublished(f.bytes)
+			e.Publish = append(e.Publish, p)
+			return err
 		}
 		return nil
 	})
 	return e, err
+}
+
+func decodePublished(b []byte) (p Published, err error) {
+	rest, err := scan(b, "uuu", func(f field) error {
+		switch f.num {
+		case 1:
+			return small(&p.Proto, f)
+		case 2:
+			return small(&p.HostPort, f)
+		case 3:
+			return small(&p.Port, f)
+		}
+		return nil
+	})
+	if err == nil && (len(rest) > 0 || p.Proto > UDP || p.HostPort == 0 || p.Port == 0) {
+		err = errWire // it is closed, like a range
+	}
+	return p, err
 }
 
 const useFields = "b"

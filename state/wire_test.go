@@ -45,6 +45,10 @@ var (
 			Network: 5, Container: "c1", Addr: addr("10.2.0.5"), MAC: MACOf(addr("10.2.0.5")), IfName: "eth1",
 			Names: []string{"a", "b"}, Alloc: 9, At: 1700000001, Down: true,
 		},
+		"endpoint-published": Endpoint{
+			Network: 5, Container: "c1", Addr: addr("10.2.0.5"), MAC: MACOf(addr("10.2.0.5")), Alloc: 9, At: 1700000001,
+			Publish: []Published{{TCP, 8080, 80}, {UDP, 53, 5353}},
+		},
 		"endpoint-unknown": Endpoint{Network: 5, Container: "c1", unknown: []byte{0xa0, 1, 7, 0xaa, 1, 2, 'h', 'i'}},
 		"use":              Use{Created: sampleCreated},
 		"block-own":        Block{Root: Root{0xa1, 1700000000}, Sealed: true, Ver: 1, Lineage: []NodeID{0xa1, 0xb2}, State: Pending},

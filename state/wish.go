@@ -47,6 +47,8 @@ type Attach struct {
 	// Given is the name that its interface got where none was wished for. It gets that again if it is
 	// free.
 	Given string
+	// Publish lists the ports of this host that lead to it, sorted by (host port, protocol).
+	Publish []Published
 }
 
 // Detach wishes an attachment away.
@@ -73,6 +75,12 @@ type Expel struct {
 // Withdraw wishes this node away: its containers are detached, its addresses handed on.
 type Withdraw struct{}
 
+// Publish wishes for the ports of this host that lead to an attachment: these, and no others.
+type Publish struct {
+	ID    EndpointID
+	Ports []Published
+}
+
 func (Expel) wish()    {}
 func (Withdraw) wish() {}
 func (Create) wish()   {}
@@ -81,6 +89,7 @@ func (Attach) wish()   {}
 func (Detach) wish()   {}
 func (Name) wish()     {}
 func (Report) wish()   {}
+func (Publish) wish()  {}
 
 // SourceKind tells how a container's network namespace is found again.
 type SourceKind uint8
@@ -92,6 +101,8 @@ const (
 	SourcePath
 	// SourceProcess: by a process id and its start time.
 	SourceProcess
+	// SourceHost: the host itself, which has an address on the network (meshnet expose).
+	SourceHost
 )
 
 // Source is where a container's network namespace comes from. Inode keeps a recycled path or pid
