@@ -23,6 +23,9 @@ func (d *database) found(bridge string) (plan.Found, error) {
 		if number == 0 {
 			continue
 		}
+		if _, ok := p.iface.ExternalIDs[markGateway]; ok {
+			f.Gateway = number
+		}
 		for mark, value := range p.iface.ExternalIDs {
 			id, err := strconv.ParseUint(value, 16, 64)
 			if err != nil {

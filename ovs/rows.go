@@ -19,12 +19,16 @@ const (
 	markEndpoint = "meshnet-endpoint" // on an interface: the endpoint's id
 	markPeer     = "meshnet-peer"     // the node's id
 	markNetwork  = "meshnet-network"  // the network's id
+	markGateway  = "meshnet-gateway"  // the name of the other end of its veth
 
 	// markIfindex is the index that the interface's device had when we made the row. A device made
 	// again under its name has another; Open vSwitch goes on using the one that is gone, while its
 	// row looks healthy.
 	markIfindex = "meshnet-ifindex"
 )
+
+// portMarks are those of ports; each bears one.
+var portMarks = [...]string{markEndpoint, markPeer, markNetwork, markGateway}
 
 // layout is the value of [markBridge].
 const layout = "1"
@@ -70,6 +74,9 @@ func wanted(h *plan.Host, devices map[string]int) (ports []port, missing []strin
 		}
 		ports = append(ports, port{name: name, number: number, mark: mark, id: id, ifindex: index})
 	}
+	if g := h.Gateway; g != nil {
+		device(g.Port, g.OFPort, markGateway, g.Name)
+	}
 	links := map[string]bool{}
 	for _, l := range h.Links {
 		links[l.Name] = true
@@ -105,7 +112,7 @@ type present struct {
 
 // ours reports whether it bears one of our marks.
 func (f present) ours() bool {
-	for _, mark := range []string{markEndpoint, markPeer, markNetwork} {
+	for _, mark := range portMarks {
 		if _, ok := f.iface.ExternalIDs[mark]; ok {
 			return true
 		}
@@ -222,7 +229,7 @@ func diff(h *plan.Host, want []port, have snapshot, retry func(name string) bool
 }
 
 func portIs(i *interfaceRow, w port) bool {
-	for _, mark := range []string{markEndpoint, markPeer, markNetwork} {
+	for _, mark := range portMarks {
 		if i.ExternalIDs[mark] != w.externalIDs()[mark] {
 			return false
 		}
@@ -298,7 +305,7 @@ func (tx *transaction) insertPort(suffix string, w port) {
 func (tx *transaction) setPort(i *interfaceRow, w port) {
 	tx.ops = append(tx.ops, ovsdb.Operation{Op: ovsdb.OperationUpdate, Table: tableInterface, Where: where(i.UUID),
 		Row: ovsdb.Row{"ofport_request": int(w.number), "options": ovsMap(w.options)}})
-	tx.setMap(tableInterface, i.UUID, "external_ids", w.externalIDs(), markEndpoint, markPeer, markNetwork)
+	tx.setMap(tableInterface, i.UUID, "external_ids", w.externalIDs(), portMarks[:]...)
 }
 
 // bridgeColumns are those that are ours alone.

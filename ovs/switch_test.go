@@ -190,13 +190,13 @@ func tunnelHost(transport state.Transport) *plan.Host {
 			web: {
 				ID: web, Name: "web", VNI: 0x77, Subnet: netip.MustParsePrefix("10.2.0.0/16"),
 				Ports:   []plan.Port{local(c1, "mc-c1", 11, "10.2.0.1"), local(c2, "mc-c2", 12, "10.2.0.2")},
-				Remotes: []plan.Remote{remote(0xd3, peer2, "10.2.0.3", 2), remote(0xd4, peer3, "10.2.0.4", 3)},
+				Remotes: []*plan.Remote{remote(0xd3, peer2, "10.2.0.3", 2), remote(0xd4, peer3, "10.2.0.4", 3)},
 				Flood:   []uint32{2, 3},
 			},
 			green: {
 				ID: green, Name: "green", VNI: 0x88, Subnet: netip.MustParsePrefix("10.2.0.0/16"),
 				Ports:   []plan.Port{local(g1, "mc-g1", 21, "10.2.0.1")},
-				Remotes: []plan.Remote{remote(0xe3, peer2, "10.2.0.3", 2)},
+				Remotes: []*plan.Remote{remote(0xe3, peer2, "10.2.0.3", 2)},
 				Flood:   []uint32{2},
 			},
 		},
@@ -226,8 +226,8 @@ func local(id state.EndpointID, link string, number uint32, a string) plan.Port 
 	return plan.Port{Endpoint: id, Link: link, OFPort: number, Addr: addr(a), MAC: state.MACOf(addr(a))}
 }
 
-func remote(id state.EndpointID, node state.NodeID, a string, number uint32) plan.Remote {
-	return plan.Remote{Endpoint: id, Node: node, Addr: addr(a), MAC: state.MACOf(addr(a)), OFPort: number}
+func remote(id state.EndpointID, node state.NodeID, a string, number uint32) *plan.Remote {
+	return &plan.Remote{Endpoint: id, Node: node, Addr: addr(a), MAC: state.MACOf(addr(a)), OFPort: number}
 }
 
 // link gives every port of a plan its link.

@@ -35,6 +35,11 @@ func (h *Host) Check() {
 		vnis[n.VNI] = true
 		c.network(n)
 	}
+	if g := h.Gateway; g != nil {
+		c.port(g.OFPort, g.Port)
+		c.name(g.Port)
+		c.name(g.Name)
+	}
 	for _, l := range h.Links {
 		name, ok := c.links[l.Endpoint]
 		c.say(ok && name == l.Name, "link %s of endpoint %s without a port", l.Name, l.Endpoint)
@@ -72,7 +77,10 @@ func (c *checker) name(name string) {
 }
 
 func (c *checker) network(n *Network) {
-	c.say(len(n.Ports) > 0, "network %s without a member here", n.Name)
+	c.say(len(n.Ports) > 0 || n.Host != (Own{}), "network %s without a member here", n.Name)
+	if d := n.Door; d != (Door{}) {
+		c.say(c.host.Gateway != nil && c.host.Gateway.OFPort == d.OFPort, "door %d of network %s without a gateway", d.OFPort, n.Name)
+	}
 	c.say((n.Device != nil) == (c.host.Transport == state.KernelVXLAN), "device of network %s on %s", n.Name, c.host.Transport)
 	if d := n.Device; d != nil {
 		c.port(d.OFPort, d.Name)
@@ -84,6 +92,12 @@ func (c *checker) network(n *Network) {
 		c.say(n.Subnet.Contains(a) && !addrs[a], "address %s in network %s", a, n.Name)
 		c.say(!macs[m], "MAC %s in network %s twice", m, n.Name)
 		addrs[a], macs[m] = true, true
+	}
+	if n.Router != (Router{}) {
+		unique(n.Router.Addr, n.Router.MAC)
+	}
+	if n.Host != (Own{}) {
+		unique(n.Host.Addr, n.Host.MAC)
 	}
 	for _, p := range n.Ports {
 		unique(p.Addr, p.MAC)

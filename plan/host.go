@@ -21,7 +21,8 @@ type Host struct {
 	TSO      bool
 	Tunnels  []Tunnel // in the order of peers; A and B
 	Networks map[state.NetworkID]*Network
-	Links    []Link // in the order of names
+	Links    []Link   // in the order of names
+	Gateway  *Gateway // nil: no network here has to do with the host's own stack
 	Firewall Firewall
 
 	peers []peer // all that the ways of Networks depend on
@@ -44,13 +45,78 @@ type Network struct {
 	MTU    uint32 // of its devices, bytes
 	Device *Vxlan // transport C only
 	Ports  []Port // local members, in the order of addresses
-	// Remotes are the members elsewhere, in the order of addresses.
-	Remotes []Remote
+	// Remotes are the members elsewhere, in the order of addresses. One that did not change is the same
+	// pointer as in the plan before.
+	Remotes []*Remote
+	Router  Router // zero: the network has no gateway
+	Host    Own    // zero: this host has no address on it
+	Door    Door   // zero: nothing of it goes to this host's own stack
 	// Flood lists the OpenFlow ports of the tunnels to peers with members here, ascending; A and B.
 	Flood []uint32
 
 	from  *state.Network    // what it was planned from
 	local []*state.Endpoint // its members here, in the order of addresses
+	odd   bool              // a member has a MAC that does not come from its address
+}
+
+// Router is the gateway of a network as its members see it: the same address and MAC on every host,
+// answered for on each.
+type Router struct {
+	Addr netip.Addr
+	MAC  state.MAC
+	Out  bool // to the world, by this host and its address
+}
+
+// Own is this host's own address on a network (meshnet expose).
+type Own struct {
+	Endpoint state.EndpointID
+	Addr     netip.Addr
+	MAC      state.MAC
+}
+
+// Door is how packets of a network go to and come from this host's own stack: through one veth for
+// all networks, told apart by a MAC.
+type Door struct {
+	OFPort uint32
+	Near   state.MAC // of the host's end of the veth
+	Far    state.MAC // stands for the network on that veth
+}
+
+// Gateway is the veth between the bridge and this host's own stack, and what the host has to know to
+// route by it. Of the host's end everything but the two MACs is the kernel's business.
+type Gateway struct {
+	Name     string // of the host's end
+	Port     string // of the end that is an OVS port
+	OFPort   uint32
+	MAC      state.MAC // of the host's end
+	MTU      uint32
+	Offloads bool
+	Ways     []Way // in the order of marks
+	Ports    []Published
+	// Closed is the subnets of all networks of the mesh, sorted: from one of them nothing goes to
+	// another by this host.
+	Closed []netip.Prefix
+}
+
+// Way is a network as the host's own stack sees it.
+type Way struct {
+	Network state.NetworkID
+	Subnet  netip.Prefix
+	// Mark is on packets and connections of the network, and the number of its routing table: two
+	// networks may have one subnet.
+	Mark uint32
+	MAC  state.MAC  // stands for the network on the gateway's veth
+	Via  netip.Addr // its next hop: of 240.0.0.0/4, so nobody's; never on a wire
+	MTU  uint32
+	Out  bool       // its containers reach the world
+	Host netip.Addr // this host's own address on it; invalid: none
+}
+
+// Published is a port of this host that leads to a container here. The client's address is kept.
+type Published struct {
+	state.Published
+	Mark uint32 // of the container's network
+	Addr netip.Addr
 }
 
 // Port is a local member of a network.
@@ -72,7 +138,8 @@ type Remote struct {
 	OFPort   uint32     // of the tunnel to it (A, B) or of the network's device (C)
 }
 
-// Vxlan is a kernel VXLAN device of one network and an OVS port. No learning, no ageing.
+// Vxlan is a kernel VXLAN device of one network and an OVS port. No learning, no ageing: its entries
+// say behind which peer each MAC is.
 type Vxlan struct {
 	Name   string // mv- and ten hexadecimal digits of the network's id
 	VNI    uint32
@@ -80,14 +147,9 @@ type Vxlan struct {
 	Port   uint16 // UDP
 	MTU    uint32
 	OFPort uint32
-	FDB    []FDB        // unicast, in the order of MACs
-	Flood  []netip.Addr // peers with members, sorted: entries for 00:00:00:00:00:00
-}
-
-// FDB says behind which peer a MAC is.
-type FDB struct {
-	MAC state.MAC
-	Via netip.Addr
+	// Flood is the peers with members, sorted: entries for 00:00:00:00:00:00. The other entries are
+	// those of the network's Remotes.
+	Flood []netip.Addr
 }
 
 // Link is a veth between an OVS port and a container.
@@ -103,19 +165,25 @@ type Link struct {
 	MAC      state.MAC
 	MTU      uint32
 	Offloads bool // false: TX checksum offload off at both ends
+	// Gateway is what the container's default route leads to; invalid: none by this link. A default
+	// route that others gave the container stays.
+	Gateway netip.Addr
 }
 
-// Firewall says who may send to the tunnel port of transport C.
+// Firewall says who may send to the tunnel port.
 type Firewall struct {
-	On    bool
+	On    bool         // what comes from others than peers is dropped here: transport C
 	Port  uint16       // UDP
 	Peers []netip.Addr // sorted
+	// Gossip is the UDP and TCP port by which nodes talk; 0: not known. No container may.
+	Gossip uint16
 }
 
 // Sandbox is the network namespace of a container as it is now.
 type Sandbox struct {
 	Path  string // opens the namespace: /proc/PID/ns/net, /run/netns/NAME, /proc/self/fd/N
 	Inode uint64 // of the namespace: another inode is another sandbox
+	Host  bool   // the host itself, in place of a container
 }
 
 // Step is one thing that was done to the host. For people: printed, logged, counted; nothing
@@ -130,6 +198,7 @@ type Found struct {
 	Ports    map[state.EndpointID]uint32 // OpenFlow ports in use, by our marks
 	Tunnels  map[state.NodeID]uint32
 	Devices  map[state.NetworkID]uint32
+	Gateway  uint32                      // 0: there is none
 	IfNames  map[state.EndpointID]string // names that interfaces got inside containers
 	Gone     []state.EndpointID          // their sandbox is no longer there
 	Features Features

@@ -11,13 +11,14 @@ import (
 
 // span is a range of OpenFlow port numbers, both ends included. New ports are numbered from ranges
 // of their own, so that a dump of flows can be read: 1 to 39999 is a container, 40001 to 49999 the
-// tunnel to a peer, 50001 to 59999 the VXLAN device of a network.
+// tunnel to a peer, 50001 to 59999 the VXLAN device of a network, 60001 the gateway.
 type span struct{ first, last uint32 }
 
 var (
 	containerPorts = span{1, 39999}
 	tunnelPorts    = span{40001, 49999}
 	devicePorts    = span{50001, 59999}
+	gatewayPorts   = span{60001, 60009}
 )
 
 // portMax is the largest number that OVS gives a port on request (ovs-vswitchd.conf.db(5),
@@ -33,7 +34,9 @@ func (p *planner) number() {
 	for _, m := range p.members {
 		networks = append(networks, m.net.ID)
 		for _, e := range m.local {
-			endpoints = append(endpoints, e.ID)
+			if !p.facts.Sandboxes[e.ID].Host {
+				endpoints = append(endpoints, e.ID)
+			}
 		}
 	}
 	var peers []state.NodeID
@@ -49,6 +52,8 @@ func (p *planner) number() {
 	p.ports = keep(used, endpoints, found.Ports, nil)
 	p.peers = keep(used, peers, found.Tunnels, nil)
 	p.devices = keep(used, networks, found.Devices, nil)
+	gateways := []string{gatewayName}
+	gateway := keep(used, gateways, map[string]uint32{gatewayName: found.Gateway}, nil)
 	used.add(maps.Values(found.Ports))
 	used.add(maps.Values(found.Tunnels))
 	used.add(maps.Values(found.Devices))
@@ -58,6 +63,11 @@ func (p *planner) number() {
 	fill(used, endpoints, containerPorts, p.ports)
 	fill(used, peers, tunnelPorts, p.peers)
 	fill(used, networks, devicePorts, p.devices)
+	if p.last.Gateway != nil {
+		gateway = keep(used, gateways, map[string]uint32{gatewayName: p.last.Gateway.OFPort}, gateway)
+	}
+	fill(used, gateways, gatewayPorts, gateway)
+	p.gateway = gateway[gatewayName]
 }
 
 // numbers returns the port numbers of a plan.

@@ -5,7 +5,6 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"encoding/hex"
-	"iter"
 	"net/netip"
 	"slices"
 
@@ -27,6 +26,7 @@ type Facts struct {
 	Sandboxes map[state.EndpointID]Sandbox // of own endpoints whose container is there
 	IfNames   map[state.EndpointID]string  // as wished for
 	Given     map[state.EndpointID]string  // as found, now or before
+	NoDefault map[state.EndpointID]bool    // the container's default route is to be left alone
 	Found     Found
 }
 
@@ -65,13 +65,15 @@ func For(last *Host, v *state.View, f Facts) *Host {
 	p.tunnels()
 	same := h.likewise(last)
 	for _, m := range p.members {
-		if old := last.Networks[m.net.ID]; same && p.unchanged(old, m) {
-			h.Networks[m.net.ID] = old
-		} else if n := p.network(m); n != nil {
+		if same && p.unchanged(m) {
+			h.Networks[m.net.ID] = m.old
+		} else if n := p.network(m, same); n != nil {
 			h.Networks[m.net.ID] = n
 		}
 	}
 	p.links()
+	p.defaultRoutes()
+	p.openGateway()
 	p.firewall()
 	return h
 }
@@ -89,12 +91,7 @@ type planner struct {
 	ports   map[state.EndpointID]uint32
 	peers   map[state.NodeID]uint32
 	devices map[state.NetworkID]uint32
-}
-
-// member is a network with its local members, in the order of addresses.
-type member struct {
-	net   *state.Network
-	local []*state.Endpoint
+	gateway uint32
 }
 
 // way is how packets get to a peer: its address and, where there are tunnels, the port of its own.
@@ -164,107 +161,6 @@ func (p *planner) tunnels() {
 	}
 }
 
-// localMembers returns the networks that have members here.
-func (p *planner) localMembers() []member {
-	var ms []member
-	names := map[string]bool{}
-	for _, n := range p.view.Networks() {
-		if !n.HasMember(p.facts.Self) {
-			continue
-		}
-		m := member{net: n}
-		if old := p.last.Networks[n.ID]; old != nil && old.from == n {
-			m.local = old.local
-		} else {
-			for e := range valid(n) {
-				if e.Node == p.facts.Self {
-					m.local = append(m.local, e)
-				}
-			}
-		}
-		if len(m.local) > 0 && !names[deviceName(n.ID)] {
-			names[deviceName(n.ID)] = true
-			ms = append(ms, m)
-		}
-	}
-	return ms
-}
-
-// valid yields the reachable endpoints of a network whose MAC can be meant, in the order of
-// addresses. Of two members with one MAC the lower address has it.
-func valid(n *state.Network) iter.Seq[*state.Endpoint] {
-	return func(yield func(*state.Endpoint) bool) {
-		seen := make(map[state.MAC]bool, n.Len())
-		for e := range n.Endpoints() {
-			group := e.MAC[0]&1 != 0
-			if group || e.MAC == (state.MAC{}) || seen[e.MAC] {
-				continue
-			}
-			seen[e.MAC] = true
-			if !yield(e) {
-				return
-			}
-		}
-	}
-}
-
-// unchanged reports whether an earlier plan of a network still holds, given that the host's own
-// facts are as they were.
-func (p *planner) unchanged(old *Network, m member) bool {
-	if old == nil || old.from != m.net || len(old.Ports) != len(m.local) {
-		return false
-	}
-	if old.Device != nil && old.Device.OFPort != p.devices[m.net.ID] {
-		return false
-	}
-	for i, e := range m.local {
-		if old.Ports[i].OFPort != p.ports[e.ID] || old.Ports[i].Link != p.linkName(e.ID) {
-			return false
-		}
-	}
-	return true
-}
-
-// network plans one network; nil where nothing of it can be.
-func (p *planner) network(m member) *Network {
-	n := &Network{
-		ID: m.net.ID, Name: m.net.Name, VNI: m.net.VNI, Subnet: m.net.Def.Subnet,
-		MTU: p.host.MTU, from: m.net, local: m.local,
-	}
-	if own := m.net.Def.MTU; own != 0 && own < n.MTU {
-		n.MTU = own
-	}
-	for _, e := range m.local {
-		if port := p.ports[e.ID]; port != 0 {
-			n.Ports = append(n.Ports, Port{
-				Endpoint: e.ID, Link: p.linkName(e.ID), OFPort: port, Addr: e.Addr, MAC: e.MAC,
-			})
-		}
-	}
-	device := p.devices[n.ID]
-	byDevice := p.host.Transport == state.KernelVXLAN
-	if len(n.Ports) == 0 || byDevice && device == 0 {
-		return nil
-	}
-	for e := range valid(m.net) {
-		w, ok := p.ways[e.Node]
-		if byDevice {
-			w.port = device
-		}
-		if ok && w.port != 0 {
-			n.Remotes = append(n.Remotes, Remote{
-				Endpoint: e.ID, Node: e.Node, Addr: e.Addr, MAC: e.MAC, Via: w.addr, OFPort: w.port,
-			})
-		}
-	}
-	if byDevice {
-		n.Device = p.device(n, device)
-	} else {
-		n.Flood = p.flood(m.net)
-	}
-	return n
-}
-
 // flood returns the ports of the tunnels to the peers with members.
 func (p *planner) flood(n *state.Network) []uint32 {
 	var ports []uint32
@@ -283,10 +179,6 @@ func (p *planner) device(n *Network, port uint32) *Vxlan {
 		Name: deviceName(n.ID), VNI: n.VNI, Local: p.host.Underlay, Port: p.host.TunnelPort,
 		MTU: n.MTU, OFPort: port,
 	}
-	for _, r := range n.Remotes {
-		d.FDB = append(d.FDB, FDB{r.MAC, r.Via})
-	}
-	slices.SortFunc(d.FDB, func(a, b FDB) int { return slices.Compare(a.MAC[:], b.MAC[:]) })
 	for _, id := range n.from.Members() {
 		if w, ok := p.ways[id]; ok {
 			d.Flood = append(d.Flood, w.addr)
@@ -338,12 +230,13 @@ func (p *planner) offloads() bool {
 }
 
 // firewall keeps strangers away from the VXLAN devices, which take packets from any address; tunnel
-// ports take them from their peer only.
+// ports take them from their peer only. A packet that this host forwards, perhaps under its own
+// address, must not be taken for one of its own on any transport.
 func (p *planner) firewall() {
-	if p.host.Transport != state.KernelVXLAN {
-		return
+	fw := Firewall{On: p.host.Transport == state.KernelVXLAN, Port: p.host.TunnelPort}
+	if n, ok := p.view.Node(p.facts.Self); ok {
+		fw.Gossip = n.GossipPort
 	}
-	fw := Firewall{On: true, Port: p.host.TunnelPort}
 	for _, peer := range p.host.peers {
 		fw.Peers = append(fw.Peers, peer.addr)
 	}
@@ -362,7 +255,7 @@ func deviceName(id state.NetworkID) string { return "mv-" + id.String()[:10] }
 // not there.
 func (p *planner) linkName(id state.EndpointID) string {
 	s, ok := p.facts.Sandboxes[id]
-	if !ok {
+	if !ok || s.Host {
 		return ""
 	}
 	b := binary.BigEndian.AppendUint64(nil, uint64(id))

@@ -283,7 +283,7 @@ func TestTwoNodesOneAddress(t *testing.T) {
 		t.Errorf("want one tunnel for two nodes:\n%s", h)
 	}
 	h = next(nil, m.View(), plantest.Facts(state.KernelVXLAN))
-	if d := network(t, h, "web").Device; len(d.FDB) != 2 || len(d.Flood) != 1 || len(h.Firewall.Peers) != 1 {
+	if d := network(t, h, "web").Device; len(network(t, h, "web").Remotes) != 2 || len(d.Flood) != 1 || len(h.Firewall.Peers) != 1 {
 		t.Errorf("want one address for two nodes:\n%s", h)
 	}
 	// Our own address: what is left of us from before is not a way.

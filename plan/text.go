@@ -25,11 +25,13 @@ func (h *Host) String() string {
 		n.write(&b)
 	}
 	for _, l := range h.Links {
-		fmt.Fprintf(&b, "link %s endpoint %s ifname %s addr %s mac %s mtu %d offloads %s sandbox %s inode %d\n",
-			l.Name, l.Endpoint, cmp.Or(l.IfName, l.Prefer, "auto"), l.Addr, l.MAC, l.MTU, onOff(l.Offloads), l.Sandbox.Path, l.Sandbox.Inode)
+		fmt.Fprintf(&b, "link %s endpoint %s ifname %s addr %s mac %s mtu %d offloads %s gateway %s sandbox %s inode %d\n",
+			l.Name, l.Endpoint, cmp.Or(l.IfName, l.Prefer, "auto"), l.Addr, l.MAC, l.MTU, onOff(l.Offloads), orNone(l.Gateway),
+			l.Sandbox.Path, l.Sandbox.Inode)
 	}
-	if h.Firewall.On {
-		fmt.Fprintf(&b, "firewall port %d peers %s\n", h.Firewall.Port, addrs(h.Firewall.Peers))
+	h.Gateway.write(&b)
+	if h.Firewall.On || len(h.Firewall.Peers) > 0 {
+		fmt.Fprintf(&b, "firewall strangers %s port %d gossip %d peers %s\n", onOff(!h.Firewall.On), h.Firewall.Port, h.Firewall.Gossip, addrs(h.Firewall.Peers))
 	}
 	return b.String()
 }
@@ -45,6 +47,15 @@ func (n *Network) write(b *strings.Builder) {
 		fmt.Fprintf(b, "remote %s addr %s mac %s via %s ofport %d endpoint %s node %s\n",
 			n.Name, r.Addr, r.MAC, r.Via, r.OFPort, r.Endpoint, r.Node)
 	}
+	if n.Router != (Router{}) {
+		fmt.Fprintf(b, "router %s addr %s mac %s out %s\n", n.Name, n.Router.Addr, n.Router.MAC, onOff(n.Router.Out))
+	}
+	if n.Host != (Own{}) {
+		fmt.Fprintf(b, "host %s addr %s mac %s endpoint %s\n", n.Name, n.Host.Addr, n.Host.MAC, n.Host.Endpoint)
+	}
+	if n.Door != (Door{}) {
+		fmt.Fprintf(b, "door %s ofport %d near %s far %s\n", n.Name, n.Door.OFPort, n.Door.Near, n.Door.Far)
+	}
 	if len(n.Flood) > 0 {
 		fmt.Fprintf(b, "flood %s ofports %s\n", n.Name, strings.Trim(fmt.Sprint(n.Flood), "[]"))
 	}
@@ -54,9 +65,6 @@ func (n *Network) write(b *strings.Builder) {
 	}
 	fmt.Fprintf(b, "device %s %s vni %d local %s port %d mtu %d ofport %d\n",
 		n.Name, d.Name, d.VNI, d.Local, d.Port, d.MTU, d.OFPort)
-	for _, f := range d.FDB {
-		fmt.Fprintf(b, "fdb %s %s via %s\n", n.Name, f.MAC, f.Via)
-	}
 	if len(d.Flood) > 0 {
 		fmt.Fprintf(b, "flood %s via %s\n", n.Name, addrs(d.Flood))
 	}
@@ -75,4 +83,28 @@ func onOff(b bool) string {
 		return "on"
 	}
 	return "off"
+}
+
+// write writes the gateway's lines; none if there is no gateway.
+func (g *Gateway) write(b *strings.Builder) {
+	if g == nil {
+		return
+	}
+	fmt.Fprintf(b, "gateway %s port %s ofport %d mac %s mtu %d offloads %s\n",
+		g.Name, g.Port, g.OFPort, g.MAC, g.MTU, onOff(g.Offloads))
+	for _, w := range g.Ways {
+		fmt.Fprintf(b, "way %s mark 0x%x subnet %s via %s mac %s mtu %d out %s host %s\n",
+			w.Network, w.Mark, w.Subnet, w.Via, w.MAC, w.MTU, onOff(w.Out), orNone(w.Host))
+	}
+	fmt.Fprintf(b, "closed %s\n", strings.Trim(fmt.Sprint(g.Closed), "[]"))
+	for _, p := range g.Ports {
+		fmt.Fprintf(b, "published %s to %s mark 0x%x\n", p.Published, p.Addr, p.Mark)
+	}
+}
+
+func orNone(a netip.Addr) string {
+	if !a.IsValid() {
+		return "none"
+	}
+	return a.String()
 }

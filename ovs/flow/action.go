@@ -65,6 +65,10 @@ const (
 	FieldARPTPA                    // IPv4 address of the target
 	FieldARPSHA                    // MAC of the sender
 	FieldARPTHA                    // MAC of the target
+	FieldIPSrc                     // IPv4 address
+	FieldIPDst                     // IPv4 address
+	FieldTTL                       // 8 bits, of IP
+	FieldICMPType                  // 8 bits
 	fieldEnd
 )
 
@@ -93,6 +97,10 @@ var fields = [fieldEnd]struct {
 	FieldARPTPA:   {32, formAddr, "arp_tpa", "NXM_OF_ARP_TPA"},
 	FieldARPSHA:   {48, formMAC, "arp_sha", "NXM_NX_ARP_SHA"},
 	FieldARPTHA:   {48, formMAC, "arp_tha", "NXM_NX_ARP_THA"},
+	FieldIPSrc:    {32, formAddr, "ip_src", "NXM_OF_IP_SRC"},
+	FieldIPDst:    {32, formAddr, "ip_dst", "NXM_OF_IP_DST"},
+	FieldTTL:      {8, formDecimal, "nw_ttl", "NXM_NX_IP_TTL"},
+	FieldICMPType: {8, formDecimal, "icmp_type", "NXM_OF_ICMP_TYPE"},
 }
 
 // Bits returns the width of the field; 0 for what is no field.

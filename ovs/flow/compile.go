@@ -16,6 +16,12 @@ const (
 	prioMiss  uint16 = 0
 )
 
+// Types of ICMP messages (RFC 792).
+const (
+	icmpEchoReply = 0
+	icmpEcho      = 8
+)
+
 // Base returns the flows that do not belong to a network, in canonical order: table misses and
 // tunnel classification.
 func Base(h *plan.Host) []Flow {
@@ -27,8 +33,10 @@ func Base(h *plan.Host) []Flow {
 	add(TableClassify, prioMiss, Match{})
 	add(TableGuard, prioMiss, Match{})
 	add(TableARP, prioMiss, Match{})
+	add(TableHost, prioMiss, Match{})
 	add(TableRemote, prioMiss, Match{}, Goto{TableLocal})
 	add(TableLocal, prioMiss, Match{})
+	add(TableGateway, prioMiss, Match{})
 	for _, t := range h.Tunnels {
 		add(TableClassify, prioExact, Match{InPort: t.OFPort},
 			Move{FieldTunID, FieldMetadata}, Goto{TableLocal})
@@ -40,10 +48,45 @@ func Base(h *plan.Host) []Flow {
 // Compile returns the flows of one network on a host in canonical order. Of h only the transport
 // counts: a network that is the same pointer in two plans of one transport has the same flows.
 func Compile(n *plan.Network, h *plan.Host) []Flow {
-	c := compiler{
+	c := newCompiler(n, h)
+	c.common()
+	for _, r := range n.Remotes {
+		c.remote(r)
+	}
+	slices.SortFunc(c.flows, Compare)
+	return c.flows
+}
+
+// Change returns what to add to and remove from the flows of a network when its plan changes on a
+// host whose transport does not, each in canonical order: [Diff] of the two compiled, at the cost of
+// what changed and of the local members.
+func Change(was, is *plan.Network, h *plan.Host) (add, remove []Flow) {
+	gone, came := is.Since(was)
+	if was.VNI != is.VNI || was.ID != is.ID || was.Host.Addr != is.Host.Addr {
+		return Diff(Compile(was, h), Compile(is, h)) // each remote has other flows now
+	}
+	old, now := newCompiler(was, h), newCompiler(is, h)
+	old.common()
+	now.common()
+	for _, r := range gone {
+		old.remote(r)
+	}
+	for _, r := range came {
+		now.remote(r)
+	}
+	return Diff(old.flows, now.flows)
+}
+
+func newCompiler(n *plan.Network, h *plan.Host) *compiler {
+	return &compiler{
 		net: n, cookie: Cookie(n.ID), vni: uint64(n.VNI),
 		device: h.Transport == state.KernelVXLAN,
 	}
+}
+
+// common adds all but the flows of the remotes.
+func (c *compiler) common() {
+	n := c.net
 	if c.device {
 		c.add(TableClassify, prioExact, Match{InPort: n.Device.OFPort},
 			SetField{FieldMetadata, c.vni}, Goto{TableLocal})
@@ -52,14 +95,22 @@ func Compile(n *plan.Network, h *plan.Host) []Flow {
 		c.guard(p)
 		c.answer(p.Addr, p.MAC)
 		c.add(TableLocal, prioExact, c.to(ExactMAC(p.MAC)), Output{p.OFPort})
+		if n.Door != (plan.Door{}) {
+			c.fromHost(p.Addr, p.MAC, TableLocal)
+		}
 	}
-	for _, r := range n.Remotes {
-		c.answer(r.Addr, r.MAC)
-		c.add(TableRemote, prioExact, c.to(ExactMAC(r.MAC)), c.tunnels(r.OFPort)...)
-	}
+	c.gateway()
+	c.host()
 	c.groups()
-	slices.SortFunc(c.flows, Compare)
-	return c.flows
+}
+
+// remote adds the flows of a member elsewhere.
+func (c *compiler) remote(r *plan.Remote) {
+	c.answer(r.Addr, r.MAC)
+	c.add(TableRemote, prioExact, c.to(ExactMAC(r.MAC)), c.tunnels(r.OFPort)...)
+	if c.net.Host != (plan.Own{}) {
+		c.fromHost(r.Addr, r.MAC, TableRemote)
+	}
 }
 
 // compiler collects the flows of one network.
@@ -114,6 +165,69 @@ func (c *compiler) answer(addr netip.Addr, mac state.MAC) {
 		SetAddr(FieldARPSPA, addr),
 		OutputInPort{},
 	)
+}
+
+// gateway answers for the network's gateway and leads from it to the host's own stack.
+func (c *compiler) gateway() {
+	r, door := c.net.Router, c.net.Door
+	if r == (plan.Router{}) {
+		return
+	}
+	c.answer(r.Addr, r.MAC)
+	c.add(TableRemote, prioExact, c.to(ExactMAC(r.MAC)), Goto{TableGateway})
+	within := Match{Metadata: Exact64(c.vni), EthType: EthTypeIPv4, IPDst: c.net.Subnet}
+	echo := within
+	echo.IPDst, echo.IPProto = Host(r.Addr), ProtoICMP
+	echo.ICMPType, echo.ICMPCode = Exact8(icmpEcho), Exact8(0)
+	c.add(TableGateway, prioDeny, echo,
+		Move{FieldEthSrc, FieldEthDst},
+		SetMAC(FieldEthSrc, r.MAC),
+		Move{FieldIPSrc, FieldIPDst},
+		SetAddr(FieldIPSrc, r.Addr),
+		SetField{FieldICMPType, icmpEchoReply},
+		SetField{FieldTTL, 64},
+		OutputInPort{},
+	)
+	if !r.Out || door == (plan.Door{}) {
+		return
+	}
+	c.add(TableGateway, prioExact, within)
+	out := within
+	out.IPDst = netip.Prefix{}
+	c.add(TableGateway, prioGroup, out,
+		SetMAC(FieldEthSrc, door.Far), SetMAC(FieldEthDst, door.Near), Output{door.OFPort})
+}
+
+// host leads from the host's own stack into the network, under the gateway's MAC or that of the
+// host's own address, and to that address.
+func (c *compiler) host() {
+	door, own := c.net.Door, c.net.Host
+	if door == (plan.Door{}) {
+		return
+	}
+	in := Match{InPort: door.OFPort, EthDst: ExactMAC(door.Far), EthType: EthTypeIPv4}
+	enter := []Action{SetField{FieldMetadata, c.vni}, Goto{TableHost}}
+	if c.net.Router.Out {
+		c.add(TableClassify, prioExact, in, append([]Action{SetMAC(FieldEthSrc, c.net.Router.MAC)}, enter...)...)
+	}
+	if own == (plan.Own{}) {
+		return
+	}
+	in.IPSrc = Host(own.Addr)
+	c.add(TableClassify, prioDeny, in, append([]Action{SetMAC(FieldEthSrc, own.MAC)}, enter...)...)
+	c.answer(own.Addr, own.MAC)
+	c.add(TableLocal, prioExact, c.to(ExactMAC(own.MAC)),
+		SetMAC(FieldEthSrc, door.Far), SetMAC(FieldEthDst, door.Near), Output{door.OFPort})
+}
+
+// fromHost finds the MAC of a member for a packet from the host's own stack. Those of remote members
+// are for what the host itself sends: it does not route from elsewhere to other hosts.
+func (c *compiler) fromHost(addr netip.Addr, mac state.MAC, next uint8) {
+	m := Match{Metadata: Exact64(c.vni), EthType: EthTypeIPv4, IPDst: Host(addr)}
+	if next == TableRemote {
+		m.IPSrc = Host(c.net.Host.Addr)
+	}
+	c.add(TableHost, prioExact, m, SetMAC(FieldEthDst, mac), Goto{next})
 }
 
 // groups sends multicast and broadcast once to every peer with members, and to all local members.

@@ -7,12 +7,18 @@
 // The tables, with the VNI of the network in the metadata register:
 //
 //	 0 classify  a tunnel: metadata = tun_id, to 40; a VXLAN device: metadata = its VNI, to 40;
-//	             a container: metadata = its VNI, to 10
+//	             a container: metadata = its VNI, to 10; the host's own stack: metadata = the VNI of
+//	             the network that the destination MAC stands for, to 25
 //	10 guard     a container sends with its own MAC and IPv4 address only: ARP to 20, IPv4 to 30
 //	20 arp       requests for a known address are answered here, everything else ends here
-//	30 remote    the MAC of a remote member: into the tunnel; multicast: once to each peer with
+//	25 host      from the host's own stack: the MAC that belongs to the IPv4 address; a local member's
+//	             to 40; a remote member's, only from the host's own address on the network, to 30
+//	30 remote    the gateway's MAC: to 50; the MAC of a remote member: into the tunnel; multicast: once to each peer with
 //	             members, and to 40; everything else to 40
-//	40 local     the MAC of a local member: to its port; multicast: to all local members
+//	40 local     the MAC of a local member: to its port; that of the host's own address: to its stack;
+//	             multicast: to all local members
+//	50 gateway   echo requests to it are answered here; else, unless the network is internal, to the
+//	             host's own stack, which masks the sender's address; never back into the subnet
 //
 // What came from a tunnel goes to 40 at once and so never into a tunnel again: no loop, whatever
 // the peers do. No ARP leaves the host. Containers have no IPv6 addresses yet, so IPv6 from a

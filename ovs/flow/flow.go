@@ -12,8 +12,10 @@ const (
 	TableClassify uint8 = 0
 	TableGuard    uint8 = 10
 	TableARP      uint8 = 20
+	TableHost     uint8 = 25
 	TableRemote   uint8 = 30
 	TableLocal    uint8 = 40
+	TableGateway  uint8 = 50
 )
 
 // Mark is in the upper 16 bits of the cookie of every flow of ours.

@@ -180,6 +180,9 @@ func (f Field) parse(s string) (uint64, error) {
 		return SetAddr(f, a).Value, err
 	case formDecimal:
 		v, err := parseNumber[uint16](s)
+		if err == nil && v>>f.Bits() != 0 {
+			err = fmt.Errorf("%d is wider than %d bits", v, f.Bits())
+		}
 		return uint64(v), err
 	}
 	return parseNumber[uint64](s)

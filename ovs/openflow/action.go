@@ -27,12 +27,16 @@ const (
 const (
 	nxmEthDst = 1<<9 | 6
 	nxmEthSrc = 2<<9 | 6
+	nxmIPSrc  = 7<<9 | 4
+	nxmIPDst  = 8<<9 | 4
+	nxmICMP   = 13<<9 | 1 // its type
 	nxmARPOp  = 15<<9 | 2
 	nxmARPSPA = 16<<9 | 4
 	nxmARPTPA = 17<<9 | 4
 	nxmTunID  = classNXM | 16<<9 | 8
 	nxmARPSHA = classNXM | 17<<9 | 6
 	nxmARPTHA = classNXM | 18<<9 | 6
+	nxmTTL    = classNXM | 29<<9 | 1 // OpenFlow itself has no field for it
 )
 
 // actionFields has the names of a field in set_field and in move.
@@ -49,6 +53,10 @@ var actionFields = [...]struct {
 	{flow.FieldARPTPA, oxmARPTPA, nxmARPTPA},
 	{flow.FieldARPSHA, oxmARPSHA, nxmARPSHA},
 	{flow.FieldARPTHA, oxmARPTHA, nxmARPTHA},
+	{flow.FieldIPSrc, oxmIPv4Src, nxmIPSrc},
+	{flow.FieldIPDst, oxmIPv4Dst, nxmIPDst},
+	{flow.FieldTTL, nxmTTL, nxmTTL},
+	{flow.FieldICMPType, oxmICMPType, nxmICMP},
 }
 
 func fieldIDs(f flow.Field) (set, move fieldID, err error) {

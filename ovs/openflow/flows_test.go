@@ -91,15 +91,15 @@ var genMatch = rapid.Custom(func(t *rapid.T) flow.Match {
 	return m
 })
 
-// genActions gives actions that a flow with that Ethernet type may have: ARP fields need ARP.
+// genActions gives actions that a flow with that Ethernet type may have: ARP fields need ARP, those of
+// IP need IP.
 func genActions(t *rapid.T, table uint8, ethType uint16) []flow.Action {
-	last := flow.FieldEthDst
-	if ethType == flow.EthTypeARP {
-		last = flow.FieldARPTHA
-	}
-	var fields []flow.Field
-	for f := flow.FieldTunID; f <= last; f++ {
-		fields = append(fields, f)
+	fields := []flow.Field{flow.FieldTunID, flow.FieldMetadata, flow.FieldEthSrc, flow.FieldEthDst}
+	switch ethType {
+	case flow.EthTypeARP:
+		fields = append(fields, flow.FieldARPOp, flow.FieldARPSPA, flow.FieldARPTPA, flow.FieldARPSHA, flow.FieldARPTHA)
+	case flow.EthTypeIPv4:
+		fields = append(fields, flow.FieldIPSrc, flow.FieldIPDst, flow.FieldTTL)
 	}
 	field := rapid.SampledFrom(fields)
 	actions := rapid.SliceOfN(rapid.Custom(func(t *rapid.T) flow.Action {

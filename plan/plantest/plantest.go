@@ -88,10 +88,15 @@ func (m *Mesh) Create(name, subnet string) state.NetworkID {
 	return m.CreateDef(state.Definition{Name: name, Subnet: netip.MustParsePrefix(subnet)})
 }
 
+// NoGateway is the key of a label that makes CreateDef leave out the gateway.
+const NoGateway = "no-gateway"
+
 // CreateDef is Create with all that a definition has; the first address is the gateway.
 func (m *Mesh) CreateDef(def state.Definition) state.NetworkID {
 	m.tb.Helper()
-	def.Gateway = def.Subnet.Addr().Next()
+	if len(def.Labels) == 0 || def.Labels[0].Key != NoGateway {
+		def.Gateway = def.Subnet.Addr().Next()
+	}
 	m.Apply(1, state.CreateNetwork{Def: def, At: 1_000_000_000, Force: true})
 	n, ok := m.View().ByName(def.Name)
 	if !ok {
@@ -160,7 +165,7 @@ func Cases(tb testing.TB) []Case {
 	tb.Helper()
 	cases := []Case{alone(tb), nothing(tb), sameSubnet(tb), noSandbox(tb), elsewhere(tb), memberGone(tb), overIPv6(tb)}
 	for _, tr := range []state.Transport{state.OVSKernel, state.OVSUserspace, state.KernelVXLAN} {
-		cases = append(cases, three(tb, tr))
+		cases = append(cases, three(tb, tr), gateway(tb, tr))
 	}
 	return cases
 }
@@ -194,6 +199,33 @@ func three(tb testing.TB, tr state.Transport) Case {
 		}
 	}
 	return Case{Name: "three-" + tr.String(), View: m.View(), Facts: Facts(tr, own...)}
+}
+
+// gateway: a container on an internal network, on one that leads out, with published ports, and on
+// one without a gateway; this host has an address on the internal one and on one without containers
+// here.
+func gateway(tb testing.TB, tr state.Transport) Case {
+	m := NewMesh(tb, 2)
+	web := m.Create("web", "10.2.0.0/16")
+	inner := m.CreateDef(state.Definition{Name: "inner", Subnet: netip.MustParsePrefix("10.3.0.0/16"), Internal: true})
+	bare := m.CreateDef(state.Definition{Name: "bare", Subnet: netip.MustParsePrefix("10.4.0.0/16"), Labels: []state.Label{{Key: NoGateway}}})
+	seen := m.Create("seen", "10.5.0.0/16")
+	a := m.Attach(1, web, "10.2.0.5")
+	a.Publish = []state.Published{{HostPort: 8080, Port: 80}, {Proto: state.UDP, HostPort: 53, Port: 5353}}
+	m.Apply(1, state.PutEndpoint{Endpoint: a})
+	own := []state.EndpointID{a.ID, m.Attach(1, inner, "10.3.0.5").ID, m.Attach(1, bare, "10.4.0.5").ID}
+	hosts := []state.EndpointID{m.Attach(1, inner, "10.3.0.9").ID, m.Attach(1, seen, "10.5.0.9").ID}
+	for _, net := range []struct {
+		id   state.NetworkID
+		addr string
+	}{{web, "10.2.0.6"}, {inner, "10.3.0.6"}, {bare, "10.4.0.6"}, {seen, "10.5.0.6"}} {
+		m.Attach(2, net.id, net.addr)
+	}
+	facts := Facts(tr, own...)
+	for _, id := range hosts {
+		facts.Sandboxes[id] = plan.Sandbox{Host: true}
+	}
+	return Case{Name: "gateway-" + tr.String(), View: m.View(), Facts: facts}
 }
 
 // sameSubnet: two networks with equal subnets and equal addresses.
