@@ -40,6 +40,8 @@ type Attachment struct {
 	NodeName  string
 	State     Readiness
 	Names     []string
+	// Published lists the ports of its host that lead to it.
+	Published []state.Published
 }
 
 // Network is a network as this node sees it.
@@ -186,6 +188,9 @@ func links(h *plan.Host) map[state.EndpointID]bool {
 		for _, l := range h.Links {
 			linked[l.Endpoint] = true
 		}
+		for _, n := range h.Networks {
+			linked[n.Host.Endpoint] = true
+		}
 	}
 	return linked
 }
@@ -205,6 +210,7 @@ func attachment(view *state.View, n *state.Network, e *state.Endpoint) Attachmen
 		Endpoint: e.ID, Container: e.Container, Network: n.ID, Shown: n.Name,
 		Addr: netip.PrefixFrom(e.Addr, n.Def.Subnet.Bits()), MAC: e.MAC, IfName: e.IfName,
 		Gateway: n.Def.Gateway, Node: e.Node, NodeName: nodeName(view, e.Node), Names: e.Names,
+		Published: e.Publish,
 	}
 	if e.Down {
 		at.State = Down

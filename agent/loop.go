@@ -281,6 +281,9 @@ func (l *loop) forget(ctx context.Context, w state.Attach) []string {
 }
 
 func (l *loop) open(ctx context.Context, s state.Source) (plan.Sandbox, error) {
+	if s.Kind == state.SourceHost {
+		return plan.Sandbox{Host: true}, nil
+	}
 	ctx, cancel := context.WithTimeout(ctx, openMax)
 	defer cancel()
 	return l.agent.c.Sandboxes.Open(ctx, s)
@@ -327,7 +330,7 @@ func (l *loop) apply(ctx context.Context, view *state.View) (faults []string) {
 	}
 	if switchErr == nil || bridge.Ports != nil {
 		l.found.Ports, l.found.Tunnels, l.found.Devices = bridge.Ports, bridge.Tunnels, bridge.Devices
-		l.found.Features = bridge.Features
+		l.found.Gateway, l.found.Features = bridge.Gateway, bridge.Features
 	}
 	if len(faults) == 0 && !l.stable(view) {
 		faults = append(faults, "the switch gave other port numbers than planned; planning again")
@@ -338,7 +341,8 @@ func (l *loop) apply(ctx context.Context, view *state.View) (faults []string) {
 // stable reports whether what was found leaves the plan that was applied as it is.
 func (l *loop) stable(view *state.View) bool {
 	next := plan.For(l.host, view, l.facts())
-	return reflect.DeepEqual(next.Networks, l.host.Networks) && reflect.DeepEqual(next.Tunnels, l.host.Tunnels)
+	return reflect.DeepEqual(next.Networks, l.host.Networks) && reflect.DeepEqual(next.Tunnels, l.host.Tunnels) &&
+		reflect.DeepEqual(next.Gateway, l.host.Gateway)
 }
 
 // lose tells the mesh of sandboxes that were not there any more when a link was to be put in. They
@@ -361,11 +365,15 @@ func (l *loop) lose(ctx context.Context, view *state.View, gone []state.Endpoint
 func (l *loop) facts() plan.Facts {
 	c := &l.agent.c
 	names, given := map[state.EndpointID]string{}, map[state.EndpointID]string{}
+	own := map[state.EndpointID]bool{}
 	for _, w := range c.Mesh.Wishes() {
 		if w.IfName != "" {
 			names[w.ID] = w.IfName
 		} else if g := cmp.Or(l.found.IfNames[w.ID], w.Given); g != "" {
 			given[w.ID] = g
+		}
+		if w.NoDefaultRoute {
+			own[w.ID] = true
 		}
 	}
 	return plan.Facts{
@@ -375,6 +383,7 @@ func (l *loop) facts() plan.Facts {
 		Sandboxes: l.sandboxes,
 		IfNames:   names,
 		Given:     given,
+		NoDefault: own,
 		Found:     l.found,
 	}
 }

@@ -119,6 +119,9 @@ func attachmentOf(a agent.Attachment) Attachment {
 	if a.MAC != (state.MAC{}) {
 		out.MAC = a.MAC.String()
 	}
+	for _, p := range a.Published {
+		out.Published = append(out.Published, p.String())
+	}
 	return out
 }
 

@@ -51,6 +51,7 @@ type Door interface {
 	Conflicts() []agent.Conflict
 	RemovePeer(ctx context.Context, name, heir string, force bool) (removed state.Lost, again bool, err error)
 	Leave(context.Context) error
+	portDoor
 }
 
 // Config is what a server works with.
@@ -195,6 +196,7 @@ func (s *Server) routes() http.Handler {
 		answer(w, Stopping{PID: os.Getpid(), RunDir: s.c.RunDir, StateDir: s.c.StateDir})
 		s.c.Stop()
 	})
+	s.portRoutes(mux)
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		w.WriteHeader(http.StatusNotFound)
 		answer(w, Error{fmt.Sprintf("%s %s: no such path; the daemon is of another version", r.Method, r.URL.Path), Failed})

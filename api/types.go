@@ -89,6 +89,7 @@ type Attachment struct {
 	NodeID    string   `json:"node_id"`
 	State     string   `json:"state"` // ready, pending or down
 	Names     []string `json:"names"`
+	Published []string `json:"published,omitempty"` // HOSTPORT:PORT/PROTOCOL, of its node
 }
 
 // Attached is the answer to attach.

@@ -2,13 +2,14 @@ package netns
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net"
 	"strings"
 	"time"
 
 	"github.com/vishvananda/netlink"
+
+	"meshnet/plan"
 )
 
 const (
@@ -16,25 +17,29 @@ const (
 	driftWait = 50 * time.Millisecond
 	// watchRetry is how long to wait before netlink is listened to again after a failure.
 	watchRetry = time.Second
+	// pollEvery is how often the firewalls are looked at of which nobody tells.
+	pollEvery = 5 * time.Second
 	// watchBuffer is the receive buffer of a subscription, bytes; the system may allow less.
 	// When it overflows the subscription is made anew, and everything is looked at.
 	watchBuffer = 1 << 20
 )
 
-var errClosed = errors.New("the kernel closed the subscription")
-
-// watched is what some devices, and the addresses of one interface, were like. Immutable.
+// watched is what the devices of a plan, and the addresses of one interface, were like. Immutable.
 type watched struct {
-	names  map[string]bool
-	device string       // the interface whose addresses count
-	index  int          // of device; zero: it is not there
-	all    map[int]bool // the indexes of the devices and of the interface
-	was    string
+	host    *plan.Host
+	names   map[string]bool
+	device  string       // the interface whose addresses count
+	index   int          // of device; zero: it is not there
+	gateway int          // index of the gateway's end; zero: it is not there
+	all     map[int]bool // the indexes of the devices and of the interface
+	boxes   map[int]bool // the numbers of the namespaces that veths lead to
+	was     string
 }
 
-// look notes what the devices with these names are like now.
-func look(names map[string]bool, device string) (*watched, error) {
-	w := &watched{names: names, device: device, all: make(map[int]bool)}
+// look notes what the devices of a plan are like now, and which namespaces belong to it.
+func look(h *plan.Host, boxes map[int]bool) (*watched, error) {
+	names, device := names(h), h.Device
+	w := &watched{host: h, names: names, device: device, all: make(map[int]bool), boxes: boxes}
 	links, err := dump(netlink.LinkList)
 	if err != nil {
 		return nil, fmt.Errorf("list devices: %w", err)
@@ -45,6 +50,9 @@ func look(names map[string]bool, device string) (*watched, error) {
 		if a.Name == device {
 			w.index = a.Index
 			w.all[a.Index] = true
+		}
+		if h.Gateway != nil && a.Name == h.Gateway.Name {
+			w.gateway = a.Index
 		}
 		if names[a.Name] {
 			w.all[a.Index] = true
@@ -85,92 +93,63 @@ func (l *Links) watch(ctx context.Context) {
 	}
 }
 
-// subscribe listens to netlink until ctx ends or it fails.
-func (l *Links) subscribe(ctx context.Context) error {
-	links, addrs := make(chan netlink.LinkUpdate, 64), make(chan netlink.AddrUpdate, 64)
-	done := make(chan struct{})
-	failed := make(chan error, 1)
-	tell := func(err error) {
-		select {
-		case failed <- err:
-		default:
-		}
-	}
-	err := netlink.LinkSubscribeWithOptions(links, done, netlink.LinkSubscribeOptions{
-		ErrorCallback: tell, ReceiveBufferSize: watchBuffer,
-	})
-	if err != nil {
-		close(done)
-		return fmt.Errorf("subscribe to devices: %w", err)
-	}
-	defer drain(links)
-	err = netlink.AddrSubscribeWithOptions(addrs, done, netlink.AddrSubscribeOptions{
-		ErrorCallback: tell, ReceiveBufferSize: watchBuffer,
-	})
-	if err != nil {
-		close(done)
-		return fmt.Errorf("subscribe to addresses: %w", err)
-	}
-	defer drain(addrs)
-	defer close(done)
-	timer := time.NewTimer(0) // also after a failure: what was missed is not known
-	defer timer.Stop()
-	waiting := true
-	wait := func() {
-		if !waiting {
-			waiting = true
-			timer.Reset(driftWait)
-		}
-	}
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case err := <-failed:
-			return err
-		case u, ok := <-links:
-			if !ok {
-				return errClosed
-			}
-			if l.last.Load().concerns(u.Attrs()) {
-				wait()
-			}
-		case u, ok := <-addrs:
-			if !ok {
-				return errClosed
-			}
-			if w := l.last.Load(); w != nil && u.LinkIndex == w.index {
-				wait()
-			}
-		case <-timer.C:
-			waiting = false
-			l.compare()
-		}
-	}
-}
-
-// drain empties a channel until its sender has closed it.
-func drain[T any](c <-chan T) {
-	for range c {
-	}
-}
-
 // compare looks whether something differs from what Apply left, and tells. Our own changes raise
 // events too and do not count.
-func (l *Links) compare() {
+func (l *Links) compare(c changed) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	last := l.last.Load()
 	if last == nil {
 		return
 	}
-	now, err := look(last.names, last.device)
-	if err == nil && now.was == last.was {
-		return
+	differs := false
+	if c.links || c.everything {
+		now, err := look(last.host, last.boxes)
+		differs = err != nil || now.was != last.was
+		if err == nil {
+			// A difference is told once. What cannot be read is told too, and then waits for the next Apply.
+			l.last.Store(now)
+		}
 	}
-	// A difference is told once. What cannot be read is told too, and then waits for the next Apply.
-	l.last.Store(now)
-	l.signal()
+	if l.differs(c, last.host) || differs {
+		l.signal()
+	}
+}
+
+// differs reads what may have changed and compares it with the plan, without changing anything.
+func (l *Links) differs(c changed, h *plan.Host) bool {
+	r, err := l.begin(h)
+	if err != nil {
+		return true
+	}
+	defer r.close()
+	r.looking = true
+	if c.gateway || c.everything {
+		l.mirror.set(&l.mirror.gateway, false)
+		err := r.gateway(h.Gateway)
+		l.mirror.set(&l.mirror.gateway, err == nil)
+		r.fail(err)
+	}
+	if c.firewall || c.everything {
+		l.mirror.set(&l.mirror.firewall, false)
+		err := r.wall(h)
+		l.mirror.set(&l.mirror.firewall, err == nil)
+		r.fail(err)
+	}
+	for _, group := range bySandbox(h.Links) {
+		host, ok := r.have[group[0].Name]
+		if !c.everything && (!ok || !c.boxes[host.Attrs().NetNsID]) {
+			continue
+		}
+		delete(l.clean, group[0].Sandbox)
+		before := len(r.errs)
+		r.sandbox(group)
+		if len(r.errs) == before && len(r.found.Gone) == 0 {
+			continue
+		}
+		return true
+	}
+	return len(r.errs) > 0
 }
 
 func (l *Links) signal() {

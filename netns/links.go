@@ -7,9 +7,12 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"path/filepath"
+	"reflect"
 	"slices"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/vishvananda/netlink"
 
@@ -19,7 +22,10 @@ import (
 
 // Config is what [New] needs.
 type Config struct {
-	Log *slog.Logger // default: nothing is logged
+	// RunDir holds the note of what this host's settings were; goes with a reboot, as they do. Empty:
+	// settings of the host itself cannot be changed.
+	RunDir string
+	Log    *slog.Logger // default: nothing is logged
 }
 
 // Links makes the network devices of this host equal to a plan.
@@ -28,21 +34,53 @@ type Links struct {
 	drift    chan struct{}
 	removals *removals
 	last     atomic.Pointer[watched]
+	mirror   mirror
+	note     string
 
-	mu sync.Mutex // held by Apply, Purge and the look at what is
+	mu sync.Mutex // held by Apply, Purge and the look at what is; guards the following
+	// clean are containers that were found as planned, and of which nothing was heard since.
+	clean map[plan.Sandbox]tidy
+	// networks are the plans that the entries of VXLAN devices were made from.
+	networks map[state.NetworkID]*plan.Network
+	walled   walled
+	read     time.Time // when everything was last read
 }
+
+// tidy is what was found in a container.
+type tidy struct {
+	links []plan.Link
+	hosts []int    // indexes of the hosts' ends
+	names []string // of the interfaces inside
+}
+
+// walled is what firewall and gateway were made from.
+type walled struct {
+	firewall plan.Firewall
+	gateway  *plan.Gateway
+}
+
+// readEvery is how often everything is read, also what nothing was heard of.
+const readEvery = 5 * time.Minute
 
 // New returns Links for the network namespace of this process. Nothing is read or changed yet.
 func New(c Config) (*Links, error) {
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
 	}
-	return &Links{log: c.Log, drift: make(chan struct{}, 1), removals: newRemovals()}, nil
+	l := &Links{
+		log: c.Log, drift: make(chan struct{}, 1), removals: newRemovals(),
+		clean: map[plan.Sandbox]tidy{}, networks: map[state.NetworkID]*plan.Network{},
+	}
+	l.mirror.forget()
+	if c.RunDir != "" {
+		l.note = filepath.Join(c.RunDir, "forwarding")
+	}
+	return l, nil
 }
 
-// Drift delivers when devices of the last plan, or the addresses of its underlay device, are no
-// longer as [Links.Apply] left them. What happens inside containers and to forwarding entries is not
-// seen.
+// Drift delivers when something of the last plan, or the addresses of its underlay device, is no longer
+// as [Links.Apply] left it: devices, forwarding entries, what is inside containers, routes, rules and
+// firewall.
 func (l *Links) Drift() <-chan struct{} { return l.drift }
 
 // Run removes devices in the background and watches for drift until ctx ends. Once at a time. It
@@ -71,8 +109,18 @@ func (l *Links) Apply(ctx context.Context, h *plan.Host) ([]plan.Step, plan.Foun
 		return nil, plan.Found{}, err
 	}
 	defer r.close()
+	if time.Since(l.read) > readEvery {
+		l.read = time.Now()
+		l.mirror.forget()
+		clear(l.clean)
+	}
 	for _, link := range r.stale() {
 		r.remove(link)
+	}
+	for id := range l.networks {
+		if h.Networks[id] == nil {
+			delete(l.networks, id)
+		}
 	}
 	for _, n := range sorted(h.Networks) {
 		if n.Device == nil {
@@ -82,7 +130,12 @@ func (l *Links) Apply(ctx context.Context, h *plan.Host) ([]plan.Step, plan.Foun
 			r.fail(err)
 			break
 		}
-		r.fail(r.vxlan(n, !h.TSO))
+		err := r.vxlan(n, l.networks[n.ID], !h.TSO)
+		r.fail(err)
+		delete(l.networks, n.ID)
+		if err == nil {
+			l.networks[n.ID] = n
+		}
 	}
 	for _, group := range bySandbox(h.Links) {
 		if err := ctx.Err(); err != nil {
@@ -91,12 +144,59 @@ func (l *Links) Apply(ctx context.Context, h *plan.Host) ([]plan.Step, plan.Foun
 		}
 		r.sandbox(group)
 	}
-	r.fail(r.firewall(h.Firewall))
+	l.surround(r, h)
 	r.fail(l.removals.settle())
-	now, err := look(names(h), h.Device)
+	now, err := look(h, r.boxes(h))
 	r.fail(err)
 	l.last.Store(now)
+	for box := range l.clean {
+		if !slices.ContainsFunc(h.Links, func(k plan.Link) bool { return k.Sandbox == box }) {
+			delete(l.clean, box)
+		}
+	}
 	return r.steps, r.found, errors.Join(r.errs...)
+}
+
+// surround makes gateway and firewall as planned, where it is not known that they are.
+func (l *Links) surround(r *round, h *plan.Host) {
+	now := walled{h.Firewall, h.Gateway}
+	same := reflect.DeepEqual(l.walled, now)
+	l.walled = now
+	if !same || !l.mirror.holds(&l.mirror.gateway) {
+		// What is changed meanwhile is heard of and looked at.
+		l.mirror.set(&l.mirror.gateway, true)
+		if err := r.gateway(h.Gateway); err != nil {
+			l.mirror.set(&l.mirror.gateway, false)
+			r.fail(err)
+		}
+	}
+	if !same || !l.mirror.holds(&l.mirror.firewall) {
+		l.mirror.set(&l.mirror.firewall, true)
+		if err := r.wall(h); err != nil {
+			l.mirror.set(&l.mirror.firewall, false)
+			r.fail(err)
+		}
+	}
+}
+
+// wall makes our firewall as planned, and others' let pass what goes through the gateway.
+func (r *round) wall(h *plan.Host) error {
+	name := ""
+	if h.Gateway != nil {
+		name = h.Gateway.Name
+	}
+	return errors.Join(r.firewall(h.Firewall, h.Gateway), r.letPass(name))
+}
+
+// boxes returns the numbers of the namespaces that the links of a plan lead to.
+func (r *round) boxes(h *plan.Host) map[int]bool {
+	out := make(map[int]bool, len(h.Links))
+	for _, l := range h.Links {
+		if link, ok := r.have[l.Name]; ok && link.Attrs().NetNsID >= 0 {
+			out[link.Attrs().NetNsID] = true
+		}
+	}
+	return out
 }
 
 // Purge removes every device and table on this host that bears our mark, whoever made it when.
@@ -116,7 +216,10 @@ func (l *Links) Purge(ctx context.Context) ([]plan.Step, error) {
 		}
 		r.remove(link)
 	}
-	r.fail(r.firewall(plan.Firewall{}))
+	r.fail(r.gateway(nil))
+	r.fail(r.wall(&plan.Host{}))
+	r.fail(r.restoreForwarding())
+	l.mirror.forget()
 	r.fail(l.removals.drain())
 	return r.steps, errors.Join(r.errs...)
 }
@@ -124,16 +227,16 @@ func (l *Links) Purge(ctx context.Context) ([]plan.Step, error) {
 // round is one Apply: the plan, what was there when it began, and what became of it.
 type round struct {
 	space
-	removals *removals
-	want     map[string]bool         // names of devices in the plan
-	have     map[string]netlink.Link // all devices of the host
-	found    plan.Found
-	errs     []error
+	*Links
+	want  map[string]bool         // names of devices in the plan
+	have  map[string]netlink.Link // all devices of the host
+	found plan.Found
+	errs  []error
 }
 
 // begin reads what is there. What the plan wants and an earlier one did not is saved from removal.
 func (l *Links) begin(h *plan.Host) (*round, error) {
-	r := &round{removals: l.removals, want: names(h), have: make(map[string]netlink.Link)}
+	r := &round{Links: l, want: names(h), have: make(map[string]netlink.Link)}
 	r.found.IfNames = make(map[state.EndpointID]string)
 	for name := range r.want {
 		l.removals.keep(name)
@@ -178,15 +281,19 @@ func (r *round) remove(link netlink.Link) {
 
 // removeNow removes a device and waits until it is gone.
 func (r *round) removeNow(link netlink.Link) error {
+	err := r.change(func() error { return deleteDevice(link.Attrs().Index) })
+	if err != nil {
+		return err
+	}
 	r.did("remove", "%s %s", link.Type(), link.Attrs().Name)
 	delete(r.have, link.Attrs().Name)
-	return deleteDevice(link.Attrs().Index)
+	return nil
 }
 
 // create makes a device. A device of an earlier plan that still waits for its removal may be in the
 // way: then it goes first.
 func (r *round) create(link netlink.Link) (netlink.Link, error) {
-	err := r.h.LinkAdd(link)
+	err := r.change(func() error { return r.h.LinkAdd(link) })
 	if exists(err) {
 		if err := r.removals.drain(); err != nil {
 			return nil, err
@@ -214,6 +321,9 @@ func names(h *plan.Host) map[string]bool {
 		if n.Device != nil {
 			out[n.Device.Name] = true
 		}
+	}
+	if h.Gateway != nil {
+		out[h.Gateway.Name], out[h.Gateway.Port] = true, true
 	}
 	return out
 }

@@ -60,11 +60,10 @@ func link(n int, b plan.Sandbox) plan.Link {
 func device(n int) *plan.Network {
 	return &plan.Network{ID: state.NetworkID(n), VNI: uint32(n), Device: &plan.Vxlan{
 		Name: fmt.Sprintf("mv-%010x", n), VNI: uint32(n), Local: netip.MustParseAddr("192.0.2.1"), Port: 14789, MTU: 1450,
-		FDB: []plan.FDB{
-			{MAC: state.MAC{2, 0x42, 10, 2, 0, 7}, Via: netip.MustParseAddr("192.0.2.2")},
-			{MAC: state.MAC{2, 0x42, 10, 2, 0, 8}, Via: netip.MustParseAddr("192.0.2.3")},
-		},
 		Flood: []netip.Addr{netip.MustParseAddr("192.0.2.2"), netip.MustParseAddr("192.0.2.3")},
+	}, Remotes: []*plan.Remote{
+		{Addr: netip.MustParseAddr("10.2.0.7"), MAC: state.MAC{2, 0x42, 10, 2, 0, 7}, Via: netip.MustParseAddr("192.0.2.2")},
+		{Addr: netip.MustParseAddr("10.2.0.8"), MAC: state.MAC{2, 0x42, 10, 2, 0, 8}, Via: netip.MustParseAddr("192.0.2.3")},
 	}}
 }
 
@@ -212,7 +211,7 @@ func checkDevice(t *testing.T, n *plan.Network) {
 	}
 	quiet(t, d.Name)
 	var want []string
-	for _, f := range d.FDB {
+	for _, f := range n.Remotes {
 		want = append(want, f.MAC.String()+" "+f.Via.String())
 	}
 	for _, via := range d.Flood {
@@ -884,7 +883,10 @@ func checkTable(t *testing.T, f plan.Firewall) {
 	want := "table inet meshnet {\n" + set("peers", "ipv4_addr", four) + set("peers6", "ipv6_addr", six) +
 		"\tchain input {\n\t\ttype filter hook input priority filter; policy accept;\n" +
 		"\t\tiifname != \"lo\" udp dport " + port + " ip saddr != @peers counter drop\n" +
-		"\t\tiifname != \"lo\" udp dport " + port + " ip6 saddr != @peers6 counter drop\n\t}\n}\n"
+		"\t\tiifname != \"lo\" udp dport " + port + " ip6 saddr != @peers6 counter drop\n\t}\n" +
+		"\tchain forward {\n\t\ttype filter hook forward priority filter; policy accept;\n" +
+		"\t\tudp dport " + port + " ip daddr @peers counter drop\n" +
+		"\t\tudp dport " + port + " ip6 daddr @peers6 counter drop\n\t}\n}\n"
 	got := run(t, plan.Sandbox{}, "nft", "-s", "list", "table", "inet", "meshnet")
 	if strings.Join(strings.Fields(got), " ") != strings.Join(strings.Fields(want), " ") {
 		t.Errorf("table:\n%s\nwant:\n%s", got, want)

@@ -41,6 +41,19 @@ type space struct {
 	h     *netlink.Handle
 	eth   ethtool
 	steps []plan.Step
+	// looking: nothing is changed. What would be is [errDiffers].
+	looking bool
+}
+
+// errDiffers says, while only looking, that something is not as planned.
+var errDiffers = errors.New("not as planned")
+
+// change carries out one change, unless only looking.
+func (s *space) change(f func() error) error {
+	if s.looking {
+		return errDiffers
+	}
+	return f()
 }
 
 // open opens the namespace that the calling thread is in.
@@ -77,7 +90,7 @@ func (s *space) mtu(link netlink.Link, mtu uint32) error {
 	if a.MTU == int(mtu) {
 		return nil
 	}
-	if err := s.h.LinkSetMTU(link, int(mtu)); err != nil {
+	if err := s.change(func() error { return s.h.LinkSetMTU(link, int(mtu)) }); err != nil {
 		return fmt.Errorf("set MTU of %s to %d: %w", a.Name, mtu, err)
 	}
 	s.did("set", "%s mtu %d", a.Name, mtu)
@@ -89,7 +102,7 @@ func (s *space) alias(link netlink.Link, alias string) error {
 	if a.Alias == alias {
 		return nil
 	}
-	if err := s.h.LinkSetAlias(link, alias); err != nil {
+	if err := s.change(func() error { return s.h.LinkSetAlias(link, alias) }); err != nil {
 		return fmt.Errorf("set alias of %s: %w", a.Name, err)
 	}
 	s.did("set", "%s alias %s", a.Name, alias)
@@ -101,7 +114,7 @@ func (s *space) up(link netlink.Link) error {
 	if a.Flags&net.FlagUp != 0 {
 		return nil
 	}
-	if err := s.h.LinkSetUp(link); err != nil {
+	if err := s.change(func() error { return s.h.LinkSetUp(link) }); err != nil {
 		return fmt.Errorf("set %s up: %w", a.Name, err)
 	}
 	s.did("set", "%s up", a.Name)
@@ -115,7 +128,7 @@ func (s *space) offload(link netlink.Link, o offload, on bool) error {
 	if err != nil || was == on {
 		return err
 	}
-	if err := s.eth.set(name, o, on); err != nil {
+	if err := s.change(func() error { return s.eth.set(name, o, on) }); err != nil {
 		return err
 	}
 	s.did("set", "%s %s %t", name, o.name, on)
@@ -132,7 +145,7 @@ func (s *space) ipv6(link netlink.Link, key, value string) error {
 		return nil
 	}
 	if err == nil {
-		err = os.WriteFile(path, []byte(value), 0)
+		err = s.change(func() error { return os.WriteFile(path, []byte(value), 0) })
 	}
 	if err != nil {
 		return fmt.Errorf("set IPv6 %s of %s: %w", key, name, err)

@@ -9,6 +9,7 @@ import (
 	"slices"
 
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"meshnet/plan"
 )
@@ -41,6 +42,9 @@ func (r *round) sandbox(links []plan.Link) {
 		return
 	}
 	defer ns.Close()
+	if r.isTidy(links) {
+		return
+	}
 	var pairs []pair
 	for _, l := range links {
 		host, err := r.hostEnd(l, ns)
@@ -50,7 +54,17 @@ func (r *round) sandbox(links []plan.Link) {
 		}
 		pairs = append(pairs, pair{l, host})
 	}
+	before := len(r.errs)
 	broken := r.finish(pairs, ns)
+	if len(broken) == 0 && len(r.errs) == before && len(pairs) == len(links) {
+		r.keepTidy(pairs)
+	}
+	if r.looking {
+		if len(broken) > 0 {
+			r.fail(errDiffers)
+		}
+		return
+	}
 	pairs = pairs[:0]
 	for _, p := range broken {
 		err := r.removeNow(p.host)
@@ -66,6 +80,42 @@ func (r *round) sandbox(links []plan.Link) {
 	for _, p := range r.finish(pairs, ns) {
 		r.fail(fmt.Errorf("make link %s: %w", p.Name, errBroken))
 	}
+}
+
+// isTidy reports whether a container is known to be as planned, and makes the hosts' ends so.
+func (r *round) isTidy(links []plan.Link) bool {
+	t, ok := r.clean[links[0].Sandbox]
+	live := true
+	if !ok || !r.mirror.holds(&live) || !slices.Equal(t.links, links) {
+		return false
+	}
+	pairs := make([]pair, 0, len(links))
+	for i, l := range links {
+		host, ok := r.have[l.Name]
+		if !ok || host.Attrs().Index != t.hosts[i] {
+			return false
+		}
+		pairs = append(pairs, pair{l, host})
+	}
+	for i, p := range pairs {
+		if err := r.finishHost(p); err != nil {
+			r.fail(fmt.Errorf("make link %s: %w", p.Name, err))
+			continue
+		}
+		r.found.IfNames[p.Endpoint] = t.names[i]
+	}
+	return true
+}
+
+// keepTidy notes that a container is as planned.
+func (r *round) keepTidy(pairs []pair) {
+	var t tidy
+	for _, p := range pairs {
+		t.links = append(t.links, p.Link)
+		t.hosts = append(t.hosts, p.host.Attrs().Index)
+		t.names = append(t.names, r.found.IfNames[p.Endpoint])
+	}
+	r.clean[pairs[0].Sandbox] = t
 }
 
 // hostEnd returns the host's end of a link. If there is none the pair is made, its other end at once
@@ -100,7 +150,7 @@ func (r *round) finish(pairs []pair, ns *os.File) (broken []pair) {
 	}
 	errs := make([]error, len(pairs))
 	names := make([]string, len(pairs))
-	var in inside
+	in := inside{space: space{looking: r.looking}}
 	err := within(ns, func() error {
 		if err := in.read(); err != nil {
 			return err
@@ -165,6 +215,8 @@ type inside struct {
 	links map[int]netlink.Link
 	names map[string]bool
 	addrs []netlink.Addr
+	// routes are those of IPv4.
+	routes []netlink.Route
 }
 
 func (in *inside) read() error {
@@ -174,6 +226,9 @@ func (in *inside) read() error {
 	links, err := dump(in.h.LinkList)
 	if err == nil {
 		in.addrs, err = dump(func() ([]netlink.Addr, error) { return in.h.AddrList(nil, netlink.FAMILY_V4) })
+	}
+	if err == nil {
+		in.routes, err = dump(func() ([]netlink.Route, error) { return in.h.RouteList(nil, netlink.FAMILY_V4) })
 	}
 	if err != nil {
 		in.close()
@@ -206,7 +261,7 @@ func (in *inside) end(p pair) (string, error) {
 	}
 	a := link.Attrs()
 	if slices.Compare(a.HardwareAddr, p.MAC[:]) != 0 {
-		if err := in.h.LinkSetHardwareAddr(link, p.MAC[:]); err != nil {
+		if err := in.change(func() error { return in.h.LinkSetHardwareAddr(link, p.MAC[:]) }); err != nil {
 			return "", fmt.Errorf("set MAC of %s: %w", a.Name, err)
 		}
 		in.did("set", "%s address %s", a.Name, p.MAC)
@@ -227,7 +282,50 @@ func (in *inside) end(p pair) (string, error) {
 	if err := in.address(link, p.Addr); err != nil {
 		return "", err
 	}
-	return a.Name, in.up(link)
+	if err := in.up(link); err != nil {
+		return "", err
+	}
+	return a.Name, in.defaultRoute(link, p.Gateway)
+}
+
+// defaultRoute makes the container's default route lead to the gateway, or not by this link if
+// there is none. One that others made stays, and comes first.
+func (in *inside) defaultRoute(link netlink.Link, gateway netip.Addr) error {
+	a := link.Attrs()
+	has, foreign := false, false
+	for _, r := range in.routes {
+		if p, ok := prefixOf(r.Dst); r.Dst != nil && (!ok || p.Bits() > 0) {
+			continue
+		}
+		via, _ := netip.AddrFromSlice(r.Gw)
+		switch {
+		case r.Protocol != routeProtocol:
+			foreign = true
+		case r.LinkIndex != a.Index:
+			// of another network of ours: that link is looked at too
+		case gateway.IsValid() && via.Unmap() == gateway:
+			has = true
+		default:
+			if err := in.change(func() error { return in.h.RouteDel(&r) }); err != nil && !errors.Is(err, unix.ESRCH) {
+				return fmt.Errorf("remove default route by %s: %w", a.Name, err)
+			}
+			in.did("remove", "default route by %s", a.Name)
+		}
+	}
+	if has || foreign || !gateway.IsValid() {
+		return nil
+	}
+	err := in.change(func() error {
+		return in.h.RouteAdd(&netlink.Route{
+			LinkIndex: a.Index, Gw: gateway.AsSlice(), Protocol: routeProtocol,
+			Dst: &net.IPNet{IP: net.IPv4zero.To4(), Mask: net.CIDRMask(0, 32)},
+		})
+	})
+	if err != nil && !exists(err) {
+		return fmt.Errorf("add default route by %s: %w", a.Name, err)
+	}
+	in.did("add", "default route via %s", gateway)
+	return nil
 }
 
 // find returns the container's end of a pair. Indexes alone would not do: they count anew in every
@@ -267,12 +365,12 @@ func (in *inside) rename(link netlink.Link, p pair) error {
 	}
 	// Before Linux 6.2 an interface that is up cannot be renamed.
 	if a.Flags&net.FlagUp != 0 {
-		if err := in.h.LinkSetDown(link); err != nil {
+		if err := in.change(func() error { return in.h.LinkSetDown(link) }); err != nil {
 			return fmt.Errorf("set %s down: %w", a.Name, err)
 		}
 		a.Flags &^= net.FlagUp
 	}
-	if err := in.h.LinkSetName(link, want); err != nil {
+	if err := in.change(func() error { return in.h.LinkSetName(link, want) }); err != nil {
 		return fmt.Errorf("rename %s to %s: %w", a.Name, want, err)
 	}
 	in.did("set", "%s name %s", a.Name, want)
@@ -297,7 +395,7 @@ func (in *inside) address(link netlink.Link, want netip.Prefix) error {
 		}
 	}
 	for _, old := range others {
-		if err := in.h.AddrDel(link, &old); err != nil && !missing(err) && !noAddress(err) {
+		if err := in.change(func() error { return in.h.AddrDel(link, &old) }); err != nil && !missing(err) && !noAddress(err) {
 			return fmt.Errorf("take the address %s from %s: %w", old.IPNet, a.Name, err)
 		}
 		in.did("set", "%s without address %s", a.Name, old.IPNet)
@@ -307,7 +405,9 @@ func (in *inside) address(link netlink.Link, want netip.Prefix) error {
 	}
 	// Last, and also if it was there: a secondary address went with its primary one.
 	mask := net.CIDRMask(want.Bits(), want.Addr().BitLen())
-	err := in.h.AddrAdd(link, &netlink.Addr{IPNet: &net.IPNet{IP: want.Addr().AsSlice(), Mask: mask}})
+	err := in.change(func() error {
+		return in.h.AddrAdd(link, &netlink.Addr{IPNet: &net.IPNet{IP: want.Addr().AsSlice(), Mask: mask}})
+	})
 	if exists(err) {
 		return nil
 	}

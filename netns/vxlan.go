@@ -18,7 +18,7 @@ import (
 
 // vxlan makes the device of one network. Its entries are there before it goes up, so that it never
 // sends anywhere else.
-func (r *round) vxlan(n *plan.Network, groOff bool) error {
+func (r *round) vxlan(n, before *plan.Network, groOff bool) error {
 	d := n.Device
 	link, err := r.device(d)
 	if err != nil {
@@ -33,7 +33,7 @@ func (r *round) vxlan(n *plan.Network, groOff bool) error {
 	if err := r.offload(link, receive(), !groOff); err != nil {
 		return err
 	}
-	if err := r.entries(link, d); err != nil {
+	if err := r.entries(link, n, before); err != nil {
 		return fmt.Errorf("make entries of vxlan %s: %w", d.Name, err)
 	}
 	if err := r.alias(link, aliasNetwork+n.ID.String()); err != nil {
@@ -93,23 +93,61 @@ type entry struct {
 	via netip.Addr
 }
 
-// entries makes the forwarding entries of a VXLAN device as planned: what is missing first, then
-// what is too many. A unicast MAC has one address, so setting it replaces another.
-func (r *round) entries(link netlink.Link, d *plan.Vxlan) error {
-	name, index := link.Attrs().Name, link.Attrs().Index
-	have, err := forwarding(index)
+// entries makes the forwarding entries of a VXLAN device as planned. If they are known to be as in the
+// plan before, only what changed since is written.
+func (r *round) entries(link netlink.Link, n, before *plan.Network) error {
+	index := link.Attrs().Index
+	if before == n && r.mirror.knows(index) {
+		return nil
+	}
+	err := error(nil)
+	if before != nil && before.Device != nil && r.mirror.knows(index) {
+		gone, came := n.Since(before)
+		have, want := entriesOf(gone, before.Device.Flood), entriesOf(came, n.Device.Flood)
+		err = r.turn(link, have, want)
+	} else {
+		var have map[entry]bool
+		if have, err = forwarding(index); err == nil {
+			r.mirror.lose(index)
+			err = r.turn(link, have, entriesOf(n.Remotes, n.Device.Flood))
+		}
+	}
 	if err != nil {
-		return err
+		r.mirror.lose(index)
 	}
-	want := make(map[entry]bool, len(d.FDB)+len(d.Flood))
-	unicast := make(map[state.MAC]bool, len(d.FDB))
-	for _, f := range d.FDB {
-		want[entry{f.MAC, f.Via.Unmap()}] = true
-		unicast[f.MAC] = true
+	return err
+}
+
+// entriesOf returns the entries of members elsewhere and of what is not unicast.
+func entriesOf(remotes []*plan.Remote, flood []netip.Addr) map[entry]bool {
+	out := make(map[entry]bool, len(remotes)+len(flood))
+	for _, r := range remotes {
+		out[entry{r.MAC, r.Via.Unmap()}] = true
 	}
-	for _, via := range d.Flood {
-		want[entry{via: via.Unmap()}] = true
+	for _, via := range flood {
+		out[entry{via: via.Unmap()}] = true
 	}
+	return out
+}
+
+// turn changes some entries of a device into others: what is missing first, then what is too many. A
+// unicast MAC has one address, so setting it replaces another.
+func (r *round) turn(link netlink.Link, have, want map[entry]bool) error {
+	name, index := link.Attrs().Name, link.Attrs().Index
+	unicast := make(map[state.MAC]bool, len(want))
+	for e := range want {
+		if e.mac != (state.MAC{}) {
+			unicast[e.mac] = true
+		}
+	}
+	r.mirror.expect(index, func(all map[entry]bool) {
+		for e := range have {
+			delete(all, e)
+		}
+		for e := range want {
+			all[e] = true
+		}
+	})
 	for _, e := range ordered(want) {
 		if have[e] {
 			continue

@@ -104,10 +104,16 @@ func (t *terminal) attachOne(c *cli.Context) error {
 	if err != nil {
 		return askFailed(what, err)
 	}
+	return t.reached(c, what, got)
+}
+
+// reached prints the address of what was attached, and fails where other nodes did not say in time
+// that they reach it.
+func (t *terminal) reached(c *cli.Context, what string, got api.Attached) error {
 	var late *failure
 	if len(got.Waiting) > 0 {
 		late = &failure{What: what, Code: exitWaiting, told: true, Err: fmt.Errorf(
-			"it is done here, but %s did not say within %v that the container is reached from there; see meshnet status",
+			"it is done here, but %s did not say within %v that it is reached from there; see meshnet status",
 			strings.Join(got.Waiting, ", "), c.Duration("wait"))}
 		got.Error = late.Error()
 	}

@@ -98,7 +98,7 @@ func run(ctx context.Context, o options, log *slog.Logger, parent *os.File) erro
 	if err != nil {
 		return err
 	}
-	links, err := netns.New(netns.Config{Log: log})
+	links, err := netns.New(netns.Config{RunDir: o.runDir, Log: log})
 	if err != nil {
 		return err
 	}

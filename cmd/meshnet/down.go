@@ -118,7 +118,7 @@ func ended(ctx context.Context, runDir string) error {
 
 // purge removes all that meshnet made on this host. It tries everything and returns all errors.
 func purge(ctx context.Context, runDir, stateDir, ovsdb string) error {
-	links, err := netns.New(netns.Config{Log: slog.New(slog.DiscardHandler)})
+	links, err := netns.New(netns.Config{RunDir: runDir, Log: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		return err
 	}

@@ -121,8 +121,14 @@ func TestVerbs(t *testing.T) {
 		}},
 		{"attach-late", func(d *door) { d.waiting = []string{"h2", "h3"} }, []string{"attach c9 --wait 500ms", "attach c9 --json"}},
 		{"detach", nil, []string{"detach c1 --json", "detach c1", "detach c1 default", "detach c1 nosuch", "detach", "detach a b c"}},
+		{"expose", nil, []string{"expose default", "hide default --json", "hide default", "expose nosuch", "expose", "expose default --json", "hide"}},
+		{"publish", nil, []string{
+			"publish default c1 18080:80", "publish default c1 15353:5353/udp --json", "ps --json", "unpublish default c1 18080",
+			"publish default c7 18080:80", "publish default c1 18080", "publish default c1 0:80", "publish default c1 1:80/sctp", "publish default",
+			"unpublish default c1 x", "publish default c1 70000:1", "unpublish default c1 15353:5353/udp --json",
+		}},
 		{"usage", nil, []string{"bogus", "bogus --json", "network bogus", "ps --bogus", "status more", "--bogus", "help bogus", "completion csh", "completion"}},
-		{"help", nil, []string{"", "help", "help attach", "network", "help network rm", "up --help", "down --help"}},
+		{"help", nil, []string{"", "help", "help attach", "network", "help network rm", "up --help", "down --help", "publish --help", "expose --help"}},
 		{"cluster", nil, []string{"cluster", "cluster --json", "cluster join h2", "cluster more", "cluster join"}},
 		{"run", nil, []string{
 			"run", "run --help", "run -n nosuch img", "run -n default --ip 10.9.0.1 img", "run -n default --network host img", "run -n",
