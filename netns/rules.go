@@ -28,7 +28,7 @@ type chain struct {
 //     of meshnet itself.
 //   - forward: nothing passes from network to network, nor from elsewhere into one but to published
 //     ports; nobody forges a packet for a peer's tunnel port under this host's address.
-//   - mark: packets from the gateway bear the mark of their network, and so does all that belongs to
+//   - marks: packets from the gateway bear the mark of their network, and so does all that belongs to
 //     their connections.
 //   - The others: published ports, and masquerading under this host's address.
 func chains(f plan.Firewall, g *plan.Gateway) []chain {
@@ -75,11 +75,11 @@ const ctDNAT = 1 << 5
 
 // routing returns the chains that mark, publish and masquerade.
 func routing(g *plan.Gateway) []chain {
-	mark := chain{"mark", nftables.ChainTypeFilter, nftables.ChainHookPrerouting, nftables.ChainPriorityMangle, nil}
+	mark := chain{"marks", nftables.ChainTypeFilter, nftables.ChainHookPrerouting, nftables.ChainPriorityMangle, nil}
 	reroute := chain{"reroute", nftables.ChainTypeRoute, nftables.ChainHookOutput, nftables.ChainPriorityMangle, nil}
 	publish := chain{"publish", nftables.ChainTypeNAT, nftables.ChainHookPrerouting, nftables.ChainPriorityNATDest, nil}
 	here := chain{"publish-here", nftables.ChainTypeNAT, nftables.ChainHookOutput, nftables.ChainPriorityNATDest, nil}
-	masquerade := chain{"masquerade", nftables.ChainTypeNAT, nftables.ChainHookPostrouting, nftables.ChainPriorityNATSource, nil}
+	masquerade := chain{"outward", nftables.ChainTypeNAT, nftables.ChainHookPostrouting, nftables.ChainPriorityNATSource, nil}
 	from, elsewhere := fromDevice(g.Name), not(fromDevice(g.Name))
 	for _, w := range g.Ways {
 		mark.add(from, sourceMAC(w.MAC), setMark(w.Mark))

@@ -105,7 +105,7 @@ func (p *planner) openGateway() {
 // to first, of those that lead out and are not to be left alone.
 func (p *planner) defaultRoutes() {
 	type claim struct {
-		at   int64
+		at   uint64
 		id   state.EndpointID
 		link int
 	}
@@ -124,7 +124,7 @@ func (p *planner) defaultRoutes() {
 		}
 		c := claim{link: i, id: l.Endpoint}
 		if e, ok := p.view.Endpoint(l.Endpoint); ok {
-			c.at = e.At
+			c.at = e.Alloc
 		}
 		if old, ok := first[l.Sandbox]; !ok || cmp.Or(cmp.Compare(c.at, old.at), cmp.Compare(c.id, old.id)) < 0 {
 			first[l.Sandbox] = c

@@ -18,6 +18,7 @@ import (
 func play(part string, args []string) int {
 	parts := map[string]func([]string) error{
 		"sink": sink, "source": source, "hear": hear, "shout": shout, "forge": forge,
+		"who": who, "call": call, "udpwho": udpWho, "udpcall": udpCall, "frame": frame, "sniff": sniff, "tunnel": tunnel,
 	}
 	if err := parts[part](args); err != nil {
 		fmt.Fprintln(os.Stderr, part+":", err)
@@ -67,7 +68,7 @@ func source(args []string) error {
 	return c.Close()
 }
 
-// hear PORT SECONDS: prints how many datagrams came to a UDP port within a time.
+// hear PORT SECONDS [GROUP ADDRESS]: joins a group by the interface with an address, and prints how many datagrams came to a UDP port within a time.
 func hear(args []string) error {
 	seconds, err := strconv.Atoi(args[1])
 	if err != nil {
@@ -76,6 +77,21 @@ func hear(args []string) error {
 	c, err := net.ListenPacket("udp4", ":"+args[0])
 	if err != nil {
 		return err
+	}
+	if len(args) == 4 {
+		raw, err := c.(*net.UDPConn).SyscallConn()
+		if err != nil {
+			return err
+		}
+		join := &syscall.IPMreq{
+			Multiaddr: netip.MustParseAddr(args[2]).As4(), Interface: netip.MustParseAddr(args[3]).As4(),
+		}
+		e := raw.Control(func(fd uintptr) {
+			err = syscall.SetsockoptIPMreq(int(fd), syscall.IPPROTO_IP, syscall.IP_ADD_MEMBERSHIP, join)
+		})
+		if e != nil || err != nil {
+			return fmt.Errorf("join %s: %v %w", args[2], e, err)
+		}
 	}
 	fmt.Println("ready")
 	if err := c.SetDeadline(time.Now().Add(time.Duration(seconds) * time.Second)); err != nil {

@@ -1,0 +1,359 @@
+package testlab
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+// router is the address of a machine on the segment that is no node.
+const router = "192.0.2.254"
+
+// withRouter puts a machine that is no node onto the segment: the lab's own namespace for it.
+func (l *lab) withRouter() {
+	l.t.Helper()
+	for _, args := range [][]string{
+		{"ip", "addr", "add", router + "/24", "dev", "seg"},
+		{"ethtool", "-K", "seg", "tx", "off"}, // a card never hands out a checksum that is yet to be made
+	} {
+		args = append([]string{"--net=/run/netns/mn-" + l.name + "-seg"}, args...)
+		if out, err := exec.Command("nsenter", args...).CombinedOutput(); err != nil {
+			l.t.Fatalf("%v: %v %s", args, err, out)
+		}
+	}
+}
+
+// outside prepares a part on the machine that is no node.
+func (l *lab) outside(part string, args ...string) *exec.Cmd {
+	self, err := filepath.Abs(os.Args[0])
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	cmd := exec.Command("nsenter", append([]string{"--net=/run/netns/mn-" + l.name + "-seg", self}, args...)...)
+	cmd.Env = append(os.Environ(), "TESTLAB_PART="+part, "MESHNET_LAB="+l.name)
+	return cmd
+}
+
+// says runs a part to its end and returns what it printed; ok is whether it succeeded.
+func says(cmd *exec.Cmd) (string, bool) {
+	out, err := cmd.Output()
+	return strings.TrimSpace(string(out)), err == nil
+}
+
+// eventually waits until something holds, at most a time, and returns how long it took.
+func (l *lab) eventually(what string, most time.Duration, holds func() bool) time.Duration {
+	l.t.Helper()
+	began := time.Now()
+	for !holds() {
+		if time.Since(began) > most {
+			l.t.Errorf("%s: not within %v", what, most)
+			return time.Since(began)
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+	took := time.Since(began)
+	l.t.Logf("%s: %v", what, took.Round(10*time.Millisecond))
+	return took
+}
+
+func (l *lab) pings(host int, container, to string) bool {
+	_, err := l.try("in", fmt.Sprint(host), container, "ping", "-c", "1", "-W", "1", to)
+	return err == nil
+}
+
+// TestDataPlane is the whole scenario set on transports C and B.
+func TestDataPlane(t *testing.T) {
+	for _, uplink := range []string{"plain", "bridge"} {
+		t.Run(uplink, func(t *testing.T) {
+			l := threeHosts(t, "--uplink", uplink)
+			l.withRouter()
+			l.meshnet(1, "network", "create", "inner", "10.3.0.0/16", "--internal")
+			for h := 1; h <= 3; h++ {
+				c := fmt.Sprint("i", h)
+				l.run("container", fmt.Sprint(h), c)
+				l.attach(h, c, "inner")
+			}
+			t.Run("spoofed", func(t *testing.T) { l.on(t).spoofed() })
+			t.Run("forged", func(t *testing.T) { l.on(t).forged() })
+			t.Run("multicast", func(t *testing.T) { l.on(t).multicast() })
+			t.Run("gateway", func(t *testing.T) { l.on(t).gateway() })
+			t.Run("published", func(t *testing.T) { l.on(t).published() })
+			t.Run("exposed", func(t *testing.T) { l.on(t).exposed() })
+			t.Run("firewalls", func(t *testing.T) { l.on(t).firewalls() })
+		})
+	}
+}
+
+// spoofed wants frames with another's MAC, address or ARP to go nowhere. That the way is open is seen
+// by one in the container's own name.
+func (l *lab) spoofed() {
+	a1, a2, a3 := l.address("c1", "web"), l.address("c2", "web"), l.address("c3", "web")
+	m1, m2, m3 := macOf(a1), macOf(a2), macOf(a3)
+	ear, heard := l.start(l.part(2, "c2", "hear", "9998", "3"))
+	nose, smelt := l.start(l.part(2, "c2", "sniff", "eth0", "0x0806", "3"))
+	send := func(frame string) {
+		l.t.Helper()
+		if out, err := l.part(1, "c1", "frame", "eth0", frame).CombinedOutput(); err != nil {
+			l.t.Fatalf("frame: %v %s", err, out)
+		}
+	}
+	send(datagram(m1, m2, a1, a2, 9998))
+	send(datagram(m3, m2, a1, a2, 9998))
+	send(datagram(m1, m2, a3, a2, 9998))
+	send(datagram(m3, m2, a3, a2, 9998))
+	send(datagram("02:42:0a:02:63:63", m2, "10.2.99.99", a2, 9998))
+	send(datagram(m1, m2, "192.0.2.77", a2, 9998))
+	for _, op := range []byte{1, 2} {
+		send(arp(op, m1, "ff:ff:ff:ff:ff:ff", a3, a2)) // in c3's name
+		send(arp(op, m1, m2, a3, a2))
+		send(arp(op, m3, m2, a3, a2))
+		send(arp(op, m1, "ff:ff:ff:ff:ff:ff", a1, a1)) // in its own: nobody needs it
+	}
+	if got := heard(); got != "1" {
+		l.t.Errorf("%s datagrams arrived, want the 1 that was not spoofed", got)
+	}
+	if got := smelt(); got != "0" {
+		l.t.Errorf("%s ARP frames arrived, want none", got)
+	}
+	if err := ear.Wait(); err != nil {
+		l.t.Error(err)
+	}
+	if err := nose.Wait(); err != nil {
+		l.t.Error(err)
+	}
+}
+
+// forged wants a tunnel packet to be delivered only if a peer itself sent it, with a VNI that is
+// known: not from a stranger, and not from a container under its host's address.
+func (l *lab) forged() {
+	a1, a2 := l.address("c1", "web"), l.address("c2", "web")
+	vni := fmt.Sprint(ask[struct{ VNI int }](l, 1, "network", "inspect", "web").VNI)
+	inside := datagram(macOf(a1), macOf(a2), a1, a2, 9997)
+	for _, test := range []struct {
+		what string
+		cmd  *exec.Cmd
+		want string
+	}{
+		{"a peer", l.part(1, "", "tunnel", "192.0.2.2:14789", vni, inside), "1"},
+		{"a peer with a VNI of nobody", l.part(1, "", "tunnel", "192.0.2.2:14789", "77", inside), "0"},
+		{"a stranger", l.outside("tunnel", "192.0.2.2:14789", vni, inside), "0"},
+		{"a container", l.part(1, "c1", "tunnel", "192.0.2.2:14789", vni, inside), "0"},
+		{"a container of that host", l.part(2, "c2", "tunnel", "192.0.2.2:14789", vni, inside), "0"},
+	} {
+		ear, heard := l.start(l.part(2, "c2", "hear", "9997", "1"))
+		if out, err := test.cmd.CombinedOutput(); err != nil {
+			l.t.Errorf("%s: %v %s", test.what, err, out)
+		}
+		if got := heard(); got != test.want {
+			l.t.Errorf("forged by %s: %s arrived, want %s", test.what, got, test.want)
+		}
+		if err := ear.Wait(); err != nil {
+			l.t.Error(err)
+		}
+	}
+}
+
+// multicast wants what is sent to a group at each other member once, and nowhere else.
+func (l *lab) multicast() {
+	type ear struct {
+		host               int
+		container, network string
+		want               string
+	}
+	ears := []ear{{2, "c2", "web", "20"}, {3, "c3", "web", "20"}, {2, "c2", "default", "0"}, {1, "i1", "inner", "0"}, {2, "i2", "inner", "0"}}
+	var next []func() string
+	var cmds []*exec.Cmd
+	for i, e := range ears {
+		cmd, line := l.start(l.part(e.host, e.container, "hear", fmt.Sprint(9900+boolInt(e.network != "web")*(i+1)), "3", "239.1.1.1", l.address(e.container, e.network)))
+		cmds, next = append(cmds, cmd), append(next, line)
+	}
+	l.run("in", "1", "c1", "ip", "route", "replace", "239.1.1.1/32", "dev", "eth0")
+	for port := 9900; port <= 9900+len(ears); port++ {
+		if out, err := l.part(1, "c1", "shout", l.address("c1", "web"), fmt.Sprintf("239.1.1.1:%d", port), "20").CombinedOutput(); err != nil {
+			l.t.Fatalf("shout: %v\n%s", err, out)
+		}
+	}
+	for i, e := range ears {
+		got := next[i]()
+		// On web all that is sent to its port; elsewhere its port alone tells whether it leaked.
+		if got != e.want && e.network != "default" || e.network == "default" && got != "20" && got != "0" {
+			l.t.Errorf("%s on %s heard %s, want %s", e.container, e.network, got, e.want)
+		}
+		if err := cmds[i].Wait(); err != nil {
+			l.t.Error(err)
+		}
+	}
+}
+
+func boolInt(b bool) int {
+	if b {
+		return 1
+	}
+	return 0
+}
+
+// gateway wants its answer on every node, the way out under the host's address, and no way to other
+// networks, to meshnet's own ports, or out of an internal network.
+func (l *lab) gateway() {
+	for h := 1; h <= 3; h++ {
+		for _, x := range []struct{ container, gateway string }{{fmt.Sprint("c", h), "10.2.0.1"}, {fmt.Sprint("i", h), "10.3.0.1"}} {
+			if !l.pings(h, x.container, x.gateway) {
+				l.t.Errorf("%s does not reach its gateway %s", x.container, x.gateway)
+			}
+		}
+		neigh := l.run("in", fmt.Sprint(h), fmt.Sprint("c", h), "ip", "neigh", "show", "10.2.0.1")
+		if !strings.Contains(neigh, macOf("10.2.0.1")) {
+			l.t.Errorf("host %d: the gateway is %s", h, neigh)
+		}
+	}
+	server, next := l.start(l.outside("who", router+":8000", "3"))
+	for h := 1; h <= 3; h++ {
+		if got, ok := says(l.part(h, fmt.Sprint("c", h), "call", router+":8000")); !ok || got != fmt.Sprint("192.0.2.", h) {
+			l.t.Errorf("c%d to the world: %q %t", h, got, ok)
+		}
+		next()
+	}
+	if err := server.Wait(); err != nil {
+		l.t.Error(err)
+	}
+	if l.pings(1, "i1", router) {
+		l.t.Error("an internal network leads out")
+	}
+	if _, ok := says(l.part(1, "i1", "call", router+":8000")); ok {
+		l.t.Error("an internal network leads out")
+	}
+	// With a route of its own it leads out no more than without.
+	l.run("in", "1", "i1", "ip", "route", "add", "192.0.2.0/24", "via", "10.3.0.1")
+	if l.pings(1, "i1", router) {
+		l.t.Error("an internal network leads out by a route")
+	}
+	for _, to := range []string{l.address("i1", "inner"), l.address("i2", "inner"), l.address("c2", "default")} {
+		l.run("container", "1", "lone")
+		l.meshnet(1, "attach", "lone", "web")
+		if l.pings(1, "lone", to) {
+			l.t.Errorf("web reaches %s of another network", to)
+		}
+		l.meshnet(1, "detach", "lone")
+		l.run("rmcontainer", "1", "lone")
+	}
+	for _, to := range []string{"192.0.2.1:17946", "192.0.2.2:17946"} {
+		if _, ok := says(l.part(1, "c1", "call", to)); ok {
+			l.t.Errorf("a container reaches meshnet at %s", to)
+		}
+	}
+	if out, err := l.try("in", "1", "c1", "ping", "-c", "1", "-W", "1", "-t", "1", router); err == nil || !strings.Contains(out, "Time to live exceeded") {
+		l.t.Errorf("no word of a packet that the host dropped: %v %s", err, out)
+	}
+}
+
+// published wants a port of a host to lead to a container, which sees the client's own address, and
+// that to be so again after the daemon's end.
+func (l *lab) published() {
+	l.meshnet(1, "publish", "web", "c1", "8080:80")
+	l.meshnet(1, "publish", "web", "c1", "8080:80")
+	l.meshnet(1, "publish", "web", "c1", "5300:53/udp")
+	reach := func() {
+		l.t.Helper()
+		server, next := l.start(l.part(1, "c1", "who", ":80", "3"))
+		for _, from := range []struct {
+			what, addr string
+			cmd        *exec.Cmd
+		}{
+			{"a stranger", router, l.outside("call", "192.0.2.1:8080")},
+			{"another host", "192.0.2.2", l.part(2, "", "call", "192.0.2.1:8080")},
+			{"the host itself", "192.0.2.1", l.part(1, "", "call", "192.0.2.1:8080")},
+		} {
+			if got, ok := says(from.cmd); !ok || got != from.addr {
+				l.t.Errorf("published to %s: told %q, %t; want %s", from.what, got, ok, from.addr)
+			}
+		}
+		for range 3 {
+			next()
+		}
+		if err := server.Wait(); err != nil {
+			l.t.Error(err)
+		}
+	}
+	reach()
+	udp, next := l.start(l.part(1, "c1", "udpwho", "53"))
+	if got, ok := says(l.outside("udpcall", "192.0.2.1:5300")); !ok || got != router {
+		l.t.Errorf("published by UDP: told %q, %t", got, ok)
+	}
+	next()
+	if err := udp.Wait(); err != nil {
+		l.t.Error(err)
+	}
+	for _, wrong := range [][]string{
+		{"1", "publish", "web", "c1", "8080:81"}, {"1", "publish", "inner", "i1", "8081:80"}, {"2", "publish", "web", "c1", "8081:80"},
+		{"1", "publish", "web", "c1", "17946:80"},
+	} {
+		if out, err := l.try(append([]string{"exec", wrong[0], "meshnet"}, wrong[1:]...)...); err == nil {
+			l.t.Errorf("%v: %s", wrong, out)
+		}
+	}
+	l.run("kill", "1")
+	l.run("exec", "1", "nft", "delete", "table", "inet", "meshnet")
+	l.run("start", "1")
+	l.run("converged")
+	reach()
+	l.meshnet(1, "unpublish", "web", "c1", "8080")
+	l.meshnet(1, "unpublish", "web", "c1", "8080")
+	if _, ok := says(l.outside("call", "192.0.2.1:8080")); ok {
+		l.t.Error("an unpublished port still leads somewhere")
+	}
+}
+
+// exposed wants a host to have an address on a network, and to be no router for others.
+func (l *lab) exposed() {
+	addr := strings.TrimSpace(l.meshnet(2, "expose", "inner"))
+	if again := strings.TrimSpace(l.meshnet(2, "expose", "inner")); again != addr {
+		l.t.Errorf("exposed twice: %s and %s", addr, again)
+	}
+	for _, to := range []string{l.address("i1", "inner"), l.address("i2", "inner")} {
+		l.run("exec", "2", "ping", "-c", "2", "-i", "0.2", "-W", "2", to)
+	}
+	for h := 1; h <= 3; h++ {
+		l.run("in", fmt.Sprint(h), fmt.Sprint("i", h), "ping", "-c", "2", "-i", "0.2", "-W", "2", addr)
+	}
+	if _, err := l.try("exec", "1", "ping", "-c", "1", "-W", "1", l.address("i1", "inner")); err == nil {
+		l.t.Error("a host reaches a network that it was not exposed to")
+	}
+	route := exec.Command("ip", "-n", "mn-"+l.name+"-seg", "route", "replace", "10.3.0.0/16", "via", "192.0.2.2")
+	if out, err := route.CombinedOutput(); err != nil {
+		l.t.Fatalf("%v %s", err, out)
+	}
+	if exec.Command("ip", "netns", "exec", "mn-"+l.name+"-seg", "ping", "-c", "1", "-W", "1", l.address("i2", "inner")).Run() == nil {
+		l.t.Error("a host routes for a stranger into a network")
+	}
+	l.meshnet(2, "hide", "inner")
+	l.meshnet(2, "hide", "inner")
+	if l.pings(1, "i1", addr) {
+		l.t.Error("a hidden host still answers")
+	}
+}
+
+// firewalls wants the way out to pass a FORWARD chain that drops, of either iptables, and rules to
+// come back after a flush.
+func (l *lab) firewalls() {
+	out := func() bool { return l.pings(1, "c1", router) }
+	for _, iptables := range []string{"iptables-nft", "iptables-legacy"} {
+		l.run("exec", "1", iptables, "-A", "FORWARD", "-i", "eth7", "-j", "DROP")
+		l.run("exec", "1", iptables, "-P", "FORWARD", "DROP")
+		l.eventually("out past "+iptables+" -P FORWARD DROP", 10*time.Second, out)
+		l.run("exec", "1", iptables, "-F")
+		l.eventually("out after "+iptables+" -F", 10*time.Second, out)
+		l.run("exec", "1", iptables, "-P", "FORWARD", "ACCEPT")
+	}
+	l.run("exec", "1", "nft", "flush", "ruleset")
+	if !l.pings(1, "c1", l.address("c2", "web")) {
+		l.t.Error("the overlay depends on the firewall")
+	}
+	l.eventually("out after nft flush ruleset", 10*time.Second, func() bool {
+		_, err := l.try("exec", "1", "nft", "list", "chain", "inet", "meshnet", "outward")
+		return err == nil && out()
+	})
+}
