@@ -309,8 +309,9 @@ func (l *loop) apply(ctx context.Context, view *state.View) (faults []string) {
 	defer cancel()
 	c := &l.agent.c
 	began := time.Now()
-	l.host = plan.For(l.host, view, l.facts())
-	l.host.Check()
+	last := l.host
+	l.host = plan.For(last, view, l.facts())
+	l.host.CheckSince(last)
 	linkSteps, links, linkErr := c.Links.Apply(ctx, l.host)
 	if linkErr != nil {
 		faults = append(faults, "links: "+linkErr.Error())

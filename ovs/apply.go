@@ -4,10 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"slices"
 
-	"meshnet/ovs/flow"
 	"meshnet/plan"
 	"meshnet/state"
 )
@@ -57,6 +55,7 @@ func (a *apply) run(ctx context.Context) {
 	a.settle(ctx, rebuilt)
 	a.again(ctx, d)
 	if rebuilt {
+		a.s.held.doubtful = true // whatever the old bridge had
 		a.flows(ctx)
 	}
 	a.judge(want)
@@ -163,74 +162,4 @@ func (a *apply) judge(want []port) {
 			delete(a.s.retries, w.name)
 		}
 	}
-}
-
-// compiled holds the flows of the networks of the last plan. A network that is the same pointer in a
-// plan of the same transport has the same flows.
-type compiled struct {
-	transport state.Transport
-	networks  map[*plan.Network][]flow.Flow
-}
-
-// flows makes the flows of the bridge those of the plan.
-func (a *apply) flows(ctx context.Context) {
-	conn, err := a.s.openflow(ctx)
-	if err != nil {
-		a.errs = append(a.errs, err)
-		return
-	}
-	have, err := conn.Flows(ctx)
-	if err != nil {
-		a.errs = append(a.errs, err)
-		return
-	}
-	add, remove := flow.Diff(have, a.compile())
-	if err := conn.Change(ctx, add, remove); err != nil {
-		a.errs = append(a.errs, err)
-		return
-	}
-	a.steps = append(a.steps, flowSteps(a.plan, add, remove)...)
-}
-
-// compile returns the flows of the plan, computing those of networks that changed.
-func (a *apply) compile() []flow.Flow {
-	old := a.s.compiled
-	now := compiled{transport: a.plan.Transport, networks: make(map[*plan.Network][]flow.Flow, len(a.plan.Networks))}
-	all := flow.Base(a.plan)
-	for _, n := range a.plan.Networks {
-		fs, ok := old.networks[n]
-		if !ok || old.transport != now.transport {
-			fs = flow.Compile(n, a.plan)
-		}
-		now.networks[n] = fs
-		all = append(all, fs...)
-	}
-	a.s.compiled = now
-	return all
-}
-
-// flowSteps tells how many flows came and went, one step a network, by cookie.
-func flowSteps(h *plan.Host, add, remove []flow.Flow) []plan.Step {
-	names := map[uint64]string{flow.BaseCookie: "of the bridge"}
-	for id, n := range h.Networks {
-		names[flow.Cookie(id)] = "of network " + n.Name
-	}
-	plus, minus := map[string]int{}, map[string]int{}
-	count := func(counts map[string]int, flows []flow.Flow) {
-		for _, f := range flows {
-			name, ok := names[f.Cookie]
-			if !ok {
-				name = "of networks that are no longer here"
-			}
-			plus[name] += 0 // so that it is a key
-			counts[name]++
-		}
-	}
-	count(plus, add)
-	count(minus, remove)
-	var steps []plan.Step
-	for _, name := range slices.Sorted(maps.Keys(plus)) {
-		steps = append(steps, plan.Step{Op: "flows", What: fmt.Sprintf("+%d -%d %s", plus[name], minus[name], name)})
-	}
-	return steps
 }

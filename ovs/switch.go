@@ -59,9 +59,11 @@ type Switch struct {
 
 	applying sync.Mutex // held by Apply, and by Run while it compares; guards the following
 	last     *plan.Host // as given to the last Apply
-	compiled compiled
-	retries  map[string]retry // by name of a port that failed
-	warmth   warmth
+	held     held
+	// announced is the plan whose members the local ones were told of.
+	announced *plan.Host
+	retries   map[string]retry // by name of a port that failed
+	warmth    warmth
 
 	mu   sync.Mutex
 	db   *database     // nil: not connected
@@ -185,6 +187,9 @@ func (s *Switch) disconnect() {
 func (s *Switch) watch(ctx context.Context, db *database) error {
 	look := time.NewTicker(lookAlive)
 	defer look.Stop()
+	count := time.NewTicker(countEvery)
+	defer count.Stop()
+	counted := 0
 	compare := time.NewTimer(debounce)
 	defer compare.Stop()
 	due := true                  // compare will fire
@@ -213,6 +218,9 @@ func (s *Switch) watch(ctx context.Context, db *database) error {
 			flowLost = nil
 			s.drifted()
 			look.Reset(lookLost)
+		case <-count.C:
+			counted++
+			s.recount(ctx, counted)
 		case <-look.C:
 			if err := s.revive(ctx); err != nil {
 				return err

@@ -570,6 +570,7 @@ func TestDriftByHand(t *testing.T) {
 	t.Log("flows deleted by hand")
 	before := r.flows()
 	r.ovs.Ofctl("del-flows", "meshnet", "table=40")
+	r.drift()
 	r.apply(h)
 	r.equal("flows", r.flows(), before)
 

@@ -15,9 +15,17 @@ const vniMax = 1<<24 - 1
 
 // Check panics when the plan contradicts itself: a port number twice, a link without a network, an
 // address outside its subnet. A failure is a bug of ours.
-func (h *Host) Check() {
+func (h *Host) Check() { h.CheckSince(nil) }
+
+// CheckSince is [Host.Check] for a host whose earlier plan was checked: of networks that it shares with
+// it, and of members that a network shares with its earlier plan, only the numbers and names are
+// looked at.
+func (h *Host) CheckSince(last *Host) {
+	if last == nil {
+		last = &Host{}
+	}
 	c := checker{
-		host: h, ports: map[uint32]string{}, names: map[string]bool{},
+		last: last, host: h, ports: map[uint32]string{}, names: map[string]bool{},
 		links: map[state.EndpointID]string{}, tunnels: map[uint32]bool{},
 	}
 	c.say(h.Transport != state.NoTransport || len(h.Networks) == 0, "networks without a transport")
@@ -50,6 +58,7 @@ func (h *Host) Check() {
 
 // checker collects what has to be unique.
 type checker struct {
+	last    *Host
 	host    *Host
 	ports   map[uint32]string // user by number
 	names   map[string]bool
@@ -87,6 +96,26 @@ func (c *checker) network(n *Network) {
 		c.name(d.Name)
 		c.say(d.VNI == n.VNI, "VNI %d of %s", d.VNI, d.Name)
 	}
+	for _, p := range n.Ports {
+		c.port(p.OFPort, p.Endpoint.String())
+		if p.Link != "" {
+			c.name(p.Link)
+			c.links[p.Endpoint] = p.Link
+		}
+	}
+	old := c.last.Networks[n.ID]
+	if old == n {
+		return
+	}
+	c.members(n, old)
+	for _, p := range n.Flood {
+		c.say(c.tunnels[p], "flood to %d in network %s", p, n.Name)
+	}
+}
+
+// members looks at who is on a network. Those that came since old are held against the local members
+// only: what one list in the order of addresses has, and whose MACs come from them, is no other's.
+func (c *checker) members(n, old *Network) {
 	addrs, macs := map[netip.Addr]bool{}, map[state.MAC]bool{}
 	unique := func(a netip.Addr, m state.MAC) {
 		c.say(n.Subnet.Contains(a) && !addrs[a], "address %s in network %s", a, n.Name)
@@ -101,18 +130,14 @@ func (c *checker) network(n *Network) {
 	}
 	for _, p := range n.Ports {
 		unique(p.Addr, p.MAC)
-		c.port(p.OFPort, p.Endpoint.String())
-		if p.Link != "" {
-			c.name(p.Link)
-			c.links[p.Endpoint] = p.Link
-		}
 	}
-	for _, r := range n.Remotes {
+	came := n.Remotes
+	if old != nil && !n.odd && !old.odd {
+		_, came = n.Since(old)
+	}
+	for _, r := range came {
 		unique(r.Addr, r.MAC)
 		way := c.tunnels[r.OFPort] || n.Device != nil && n.Device.OFPort == r.OFPort
 		c.say(way, "way %d to %s of network %s", r.OFPort, r.Addr, n.Name)
-	}
-	for _, p := range n.Flood {
-		c.say(c.tunnels[p], "flood to %d in network %s", p, n.Name)
 	}
 }

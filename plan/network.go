@@ -76,6 +76,15 @@ func changes(was, is *state.Network) (gone, came []*state.Endpoint) {
 // differ returns what two lists in the order of addresses do not share. Elements that are the same
 // pointer are not looked at.
 func differ[E any](was, is []*E, addr func(*E) netip.Addr) (gone, came []*E) {
+	// Mostly little differs: what both begin and end with is left out first.
+	most, i := min(len(was), len(is)), 0
+	for i < most && was[i] == is[i] {
+		i++
+	}
+	was, is = was[i:], is[i:]
+	for len(was) > 0 && len(is) > 0 && was[len(was)-1] == is[len(is)-1] {
+		was, is = was[:len(was)-1], is[:len(is)-1]
+	}
 	for len(was) > 0 && len(is) > 0 {
 		if was[0] == is[0] {
 			was, is = was[1:], is[1:]
@@ -173,8 +182,8 @@ func (p *planner) network(m member, same bool) *Network {
 	if same && m.old != nil && m.old.VNI == n.VNI && (m.old.Device == nil || m.old.Device.OFPort == device) {
 		n.Remotes, n.odd = p.patchRemotes(m, device), m.old.odd
 	} else {
+		n.odd = slices.ContainsFunc(m.net.Reachable(), oddMAC)
 		for e := range valid(m.net) {
-			n.odd = n.odd || oddMAC(e)
 			if r := p.remote(e, device); r != nil {
 				n.Remotes = append(n.Remotes, r)
 			}

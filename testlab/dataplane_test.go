@@ -357,3 +357,169 @@ func (l *lab) firewalls() {
 		return err == nil && out()
 	})
 }
+
+// TestDrift breaks one thing after the other and wants each back, and what is not ours untouched.
+func TestDrift(t *testing.T) {
+	for _, uplink := range []string{"plain", "bridge"} {
+		t.Run(uplink, func(t *testing.T) {
+			l := threeHosts(t, "--uplink", uplink)
+			l.withRouter()
+			l.foreign()
+			for _, d := range drifts(uplink) {
+				t.Run(d.what, func(t *testing.T) { l.on(t).drift(d) })
+			}
+			l.foreignLeft()
+		})
+	}
+}
+
+// breakage is something that is done to host 1, from a shell there.
+type breakage struct {
+	what, how string
+	inside    bool // the container c1
+	lab       []string
+}
+
+func drifts(uplink string) []breakage {
+	all := []breakage{
+		{what: "flows deleted", how: "ovs-ofctl -O OpenFlow14 del-flows meshnet"},
+		{what: "one flow deleted", how: "ovs-ofctl -O OpenFlow14 del-flows meshnet table=40"},
+		{what: "veth down", how: "for d in $(ip -o link | grep -o 'mc-[0-9a-f]*' | sort -u); do ip link set $d down; done"},
+		{what: "port removed", how: "ovs-vsctl del-port $(ovs-vsctl list-ports meshnet | grep mc- | head -1) -- del-port $(ovs-vsctl list-ports meshnet | grep mc- | tail -1)"},
+		{what: "bridge removed", how: "ovs-vsctl del-br meshnet"},
+		{what: "gateway removed", how: "ip link del mesh-gw"},
+		{what: "gateway down", how: "ip link set mesh-gw down"},
+		{what: "rules removed", how: "ip rule flush; ip rule add from all lookup main priority 32766; ip rule add from all lookup default priority 32767"},
+		{what: "routes removed", how: "for t in $(ip rule | sed -n 's/.*fwmark.*lookup //p'); do ip route flush table $t; done"},
+		{what: "neighbours removed", how: "ip neigh flush nud permanent dev mesh-gw; ip neigh flush dev mesh-gw"},
+		{what: "nft flushed", how: "nft flush ruleset"},
+		{what: "forwarding off", how: "sysctl -qw net.ipv4.ip_forward=0"},
+		{what: "address removed in the container", how: "ip addr flush dev eth0; ip addr flush dev eth1", inside: true},
+		{what: "route removed in the container", how: "ip route del default", inside: true},
+		{what: "interface down in the container", how: "ip link set eth0 down", inside: true},
+		{what: "MAC changed in the container", how: "ip link set eth0 address 02:42:00:00:00:99", inside: true},
+		{what: "interface removed in the container", how: "ip link del eth0", inside: true},
+		{what: "vswitchd killed", lab: []string{"killovs", "1", "ovs-vswitchd"}},
+		{what: "ovsdb-server killed", lab: []string{"killovs", "1", "ovsdb-server"}},
+		{what: "all of Open vSwitch killed", lab: []string{"killovs", "1"}},
+		{what: "database wiped", lab: []string{"wipeovs", "1"}},
+	}
+	if uplink == "plain" {
+		return append(all,
+			breakage{what: "vxlan down", how: "for d in $(ip -o link | grep -o 'mv-[0-9a-f]*' | sort -u); do ip link set $d down; done"},
+			breakage{what: "vxlan removed", how: "ip link del $(ip -o link | grep -o 'mv-[0-9a-f]*' | head -1)"},
+			breakage{what: "entries removed", how: "for d in $(ip -o link | grep -o 'mv-[0-9a-f]*' | sort -u); do bridge fdb show dev $d | while read m x; do bridge fdb del $m dev $d $(echo $x | grep -o 'dst [0-9.]*'); done; done"},
+		)
+	}
+	return append(all, breakage{what: "tunnels removed", how: "for p in $(ovs-vsctl list-ports meshnet | grep mt-); do ovs-vsctl del-port $p; done"})
+}
+
+// drift breaks something and wants all ways open again within 10 s.
+func (l *lab) drift(d breakage) {
+	switch {
+	case d.lab != nil:
+		l.run(d.lab...)
+		if _, bridged := os.Stat("/tmp/meshnet-" + l.name + "/bridge"); bridged == nil && d.lab[0] == "killovs" {
+			l.run("startovs", "1") // the host's own is the host's to start
+		}
+	case d.inside:
+		l.run("in", "1", "c1", "sh", "-c", d.how)
+	default:
+		l.run("exec", "1", "bash", "-c", d.how)
+	}
+	web, other := l.address("c2", "web"), l.address("c3", "default")
+	l.eventually("back", 10*time.Second, func() bool {
+		for _, to := range []string{web, other, router} {
+			if _, err := l.try("in", "1", "c1", "ping", "-c", "1", "-W", "0.3", to); err != nil {
+				return false
+			}
+		}
+		return true
+	})
+	if l.t.Failed() {
+		l.t.Log(l.meshnet(1, "status"))
+	}
+}
+
+// foreign puts things of others onto host 1.
+func (l *lab) foreign() {
+	for _, c := range []string{
+		"ip link add other type veth peer name other2", "ip rule add fwmark 0x6d lookup 77 priority 28005",
+		"ip route add blackhole 10.77.0.0/16 table 77", "nft add table inet others", "nft add chain inet others c",
+		"ovs-vsctl add-port meshnet other", "ovs-ofctl -O OpenFlow14 add-flow meshnet cookie=0x77,table=0,priority=7,in_port=777,actions=drop",
+	} {
+		l.run("exec", "1", "bash", "-c", c)
+	}
+}
+
+// foreignLeft wants them there still, as far as they were not broken with the rest: flows, rules and
+// tables were flushed whole, and the database wiped.
+func (l *lab) foreignLeft() {
+	l.t.Helper()
+	if out := l.run("exec", "1", "ip", "route", "show", "table", "77"); !strings.Contains(out, "10.77.0.0/16") {
+		l.t.Errorf("the route of others is gone: %s", out)
+	}
+	l.run("exec", "1", "ip", "link", "show", "other")
+	l.run("exec", "1", "bash", "-c", "ip rule add fwmark 0x6d lookup 77 priority 28005; nft add table inet others; ovs-vsctl add-port meshnet other;"+
+		"ovs-ofctl -O OpenFlow14 add-flow meshnet cookie=0x77,table=0,priority=7,in_port=777,actions=drop")
+	l.run("kill", "1")
+	l.run("start", "1")
+	l.run("converged")
+	for what, want := range map[string]string{
+		"ip rule": "fwmark 0x6d lookup 77", "nft list tables": "inet others", "ovs-vsctl list-ports meshnet": "other",
+		"ovs-ofctl -O OpenFlow14 dump-flows meshnet cookie=0x77/-1": "in_port=777",
+	} {
+		if out := l.run("exec", "1", "bash", "-c", what); !strings.Contains(out, want) {
+			l.t.Errorf("%s: no %q of others any more:\n%s", what, want, out)
+		}
+	}
+}
+
+// TestPurge wants a host as it was before the first up.
+func TestPurge(t *testing.T) {
+	for _, uplink := range []string{"plain", "bridge"} {
+		t.Run(uplink, func(t *testing.T) {
+			l := up(t, "-n", "2", "--no-start", "--uplink", uplink)
+			l.run("exec", "1", "iptables-nft", "-P", "FORWARD", "DROP")
+			l.run("exec", "1", "iptables-legacy", "-P", "FORWARD", "DROP")
+			l.run("exec", "1", "sysctl", "-qw", "net.ipv4.ip_forward=0")
+			look := func() string {
+				t.Helper()
+				return l.run("exec", "1", "bash", "-c", `ip -o link | sed 's/^[0-9]*: //' | sort; ip -o addr | sed 's/^[0-9]*: //; s/ tentative//' | sort
+ip rule; ip route show table all | grep -v fe80 | sort; ip neigh show nud permanent; nft -s list ruleset; iptables-legacy -S; iptables-nft -S
+sysctl -a 2>/dev/null | grep -E 'ip_forward|net.ipv4.conf.(all|default|eth0|br-phy)|net.ipv6.conf.(all|default|eth0)|rp_filter|fwmark'
+ovs-vsctl --columns=name,type list interface 2>/dev/null; ls /run/meshnet /var/lib/meshnet /run/openvswitch 2>/dev/null | grep -v 'pid\|ctl\|sock\|log'
+pgrep -a 'ovs|meshnet' | sed 's/^[0-9]* //' | sort`)
+			}
+			before := look()
+			for h := 1; h <= 2; h++ {
+				l.meshnet(h, "up", "-d")
+			}
+			l.meshnet(1, "network", "create", "web", "10.2.0.0/16")
+			l.run("container", "1", "c1")
+			l.attach(1, "c1", "web")
+			l.meshnet(1, "publish", "web", "c1", "8080:80")
+			l.meshnet(1, "expose", "web")
+			if look() == before {
+				t.Error("nothing was made")
+			}
+			l.meshnet(1, "down", "--purge")
+			if after := look(); after != before {
+				t.Errorf("purged, and yet:\n%s", difference(before, after))
+			}
+		})
+	}
+}
+
+// difference returns the lines that two texts do not share.
+func difference(before, after string) string {
+	var b strings.Builder
+	for _, x := range []struct{ sign, a, b string }{{"-", before, after}, {"+", after, before}} {
+		for line := range strings.Lines(x.a) {
+			if !strings.Contains(x.b, line) {
+				b.WriteString(x.sign + line)
+			}
+		}
+	}
+	return b.String()
+}

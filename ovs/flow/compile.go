@@ -77,6 +77,17 @@ func Change(was, is *plan.Network, h *plan.Host) (add, remove []Flow) {
 	return Diff(old.flows, now.flows)
 }
 
+// Count returns how many flows [Compile] returns.
+func Count(n *plan.Network, h *plan.Host) int {
+	c := newCompiler(n, h)
+	c.common()
+	each := 2
+	if n.Host != (plan.Own{}) {
+		each = 3
+	}
+	return len(c.flows) + each*len(n.Remotes)
+}
+
 func newCompiler(n *plan.Network, h *plan.Host) *compiler {
 	return &compiler{
 		net: n, cookie: Cookie(n.ID), vni: uint64(n.VNI),

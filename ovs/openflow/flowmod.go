@@ -117,29 +117,6 @@ func decodeFlowMod(r *reader) (Message, error) {
 	return m, nil
 }
 
-func appendFlowStatsRequest(b []byte, m FlowStatsRequest) []byte {
-	be := binary.BigEndian
-	b = be.AppendUint16(b, multipartFlow)
-	b = appendZeros(b, 6) // flags, padding
-	b = append(b, anyTable, 0, 0, 0)
-	b = be.AppendUint32(b, anyPort)
-	b = be.AppendUint32(b, anyPort) // group
-	b = appendZeros(b, 4)
-	b = be.AppendUint64(b, m.Cookie)
-	b = be.AppendUint64(b, m.CookieMask)
-	return appendRawMatch(b, nil)
-}
-
-func decodeFlowStatsRequest(r *reader) (Message, error) {
-	if kind := r.u16(); kind != multipartFlow {
-		return nil, fmt.Errorf("multipart type %d is not known here", kind)
-	}
-	r.skip(22)
-	m := FlowStatsRequest{Cookie: r.u64(), CookieMask: r.u64()}
-	takeMatch(r)
-	return m, r.end()
-}
-
 // appendFlowStatsReply encodes a part of a dump, for what plays the switch in a test. A Foreign cannot be encoded.
 func appendFlowStatsReply(b []byte, m FlowStatsReply) ([]byte, error) {
 	be := binary.BigEndian

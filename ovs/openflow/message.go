@@ -121,7 +121,6 @@ const (
 
 	helloBitmap = 1 // the only hello element there is
 
-	multipartFlow = 1
 	multipartMore = 1
 )
 
@@ -180,7 +179,11 @@ func appendBody(b []byte, xid uint32, m Message) ([]byte, error) {
 	case PacketOut:
 		return appendPacketOut(b, m)
 	case FlowStatsRequest:
-		return appendFlowStatsRequest(b, m), nil
+		return appendMultipartRequest(b, multipartFlow, m.Cookie, m.CookieMask), nil
+	case FlowCountRequest:
+		return appendMultipartRequest(b, multipartAggregate, m.Cookie, m.CookieMask), nil
+	case FlowCountReply:
+		return appendFlowCountReply(b, m), nil
 	case FlowStatsReply:
 		return appendFlowStatsReply(b, m)
 	}
@@ -213,9 +216,9 @@ func typeOf(m Message) Type {
 		return TypeFlowMod
 	case PacketOut:
 		return TypePacketOut
-	case FlowStatsRequest:
+	case FlowStatsRequest, FlowCountRequest:
 		return TypeMultipartRequest
-	case FlowStatsReply:
+	case FlowStatsReply, FlowCountReply:
 		return TypeMultipartReply
 	case Other:
 		return m.Type
@@ -296,9 +299,9 @@ func decodeBody(h Header, b []byte) (Message, error) {
 	case TypePacketOut:
 		return decodePacketOut(r)
 	case TypeMultipartRequest:
-		return decodeFlowStatsRequest(r)
+		return decodeMultipartRequest(r)
 	case TypeMultipartReply:
-		return decodeFlowStatsReply(r)
+		return decodeMultipartReply(r)
 	}
 	return Other{Type: h.Type}, nil
 }

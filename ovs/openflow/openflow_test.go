@@ -182,6 +182,14 @@ func samples() []Message {
 				flow.SetField{Field: flow.FieldMetadata, Value: ^uint64(0)}, flow.Goto{Table: 40},
 			},
 		},
+		{
+			Table: 50, Priority: 110, Cookie: flow.Cookie(8), Match: icmp,
+			Actions: []flow.Action{
+				flow.Move{From: flow.FieldIPSrc, To: flow.FieldIPDst}, flow.SetAddr(flow.FieldIPSrc, addr),
+				flow.SetField{Field: flow.FieldICMPType, Value: 0}, flow.SetField{Field: flow.FieldTTL, Value: 64},
+				flow.OutputInPort{},
+			},
+		},
 		{Table: 40, Priority: 65535, Cookie: flow.Cookie(8), Match: icmp, Actions: []flow.Action{flow.Output{Port: 9}}},
 		{Table: 40, Priority: 1, Cookie: flow.Cookie(8), Match: tcp},
 		{Table: 40, Priority: 1, Cookie: flow.Cookie(8), Match: udp},
@@ -200,6 +208,8 @@ func samples() []Message {
 		}},
 		BundleAdd{ID: 7, Mod: FlowMod{Flow: flows[1]}},
 		FlowStatsReply{Flows: flows, More: true},
+		FlowCountRequest{Cookie: flow.BaseCookie, CookieMask: flow.CookieMask},
+		FlowCountReply{Flows: 100_000},
 	}
 	for _, f := range flows {
 		messages = append(messages, FlowMod{Command: Add, Flow: f})
@@ -278,7 +288,7 @@ func TestDecodeRefuses(t *testing.T) {
 		{"051500090000000100", "1 bytes too many"},
 		{"0501000900000001ff", "cut short"},
 		{"052100080000000100", "header says 8"},
-		{"051300100000000100020000" + "00000000", "multipart type 2"},
+		{"051300100000000100030000" + "00000000", "multipart type 3"},
 		{"051300120000000100010000" + "00000000" + "0030", "cut short"},
 		{"0522001800000001" + "0000000700000003" + "0514000800000002", "barrier request in a bundle"},
 	} {
