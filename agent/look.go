@@ -73,6 +73,7 @@ type Status struct {
 	Underlay  plan.Underlay
 	Pending   []string // what is still to be done and why
 	Warnings  []string
+	Disagree  []string // those of Warnings that are about what nodes do not agree in
 	Peers     []Node
 	Networks  int
 	Attached  int // containers on networks, here
@@ -236,10 +237,11 @@ func (a *Agent) Status(ctx context.Context) Status {
 		Choice:    a.c.Choice,
 		Underlay:  a.c.Underlay,
 		Pending:   slices.Concat(m.Pending(), now.failing),
-		Warnings:  slices.Concat(a.c.Warnings, a.c.Choice.Warnings, m.Warnings(), a.c.Sandboxes.Warnings(), a.labelFaults()),
+		Disagree:  plan.Warnings(view, plan.Facts{Self: m.Self(), Choice: a.c.Choice, Underlay: a.c.Underlay}),
 		Networks:  len(view.Networks()),
 		Attached:  len(a.PS(false)),
 	}
+	s.Warnings = slices.Concat(a.c.Warnings, a.c.Choice.Warnings, m.Warnings(), a.c.Sandboxes.Warnings(), a.labelFaults(), s.Disagree)
 	if now.applied < view.Version() && len(now.failing) == 0 {
 		s.Pending = append(s.Pending, "this host is being changed to what was agreed")
 	}

@@ -74,6 +74,7 @@ func statusOf(s agent.Status) Status {
 		Underlay:      s.Underlay.Device,
 		Pending:       list(s.Pending),
 		Warnings:      list(s.Warnings),
+		Disagree:      list(s.Disagree),
 		Peers:         each(s.Peers, nodeOf),
 		Networks:      s.Networks,
 		Attached:      s.Attached,

@@ -42,6 +42,7 @@ type Status struct {
 	Underlay      string   `json:"underlay"`
 	Pending       []string `json:"pending"`
 	Warnings      []string `json:"warnings"`
+	Disagree      []string `json:"disagree"` // those of Warnings that are about what nodes do not agree in
 	Peers         []Node   `json:"peers"`
 	Networks      int      `json:"networks"`
 	Attached      int      `json:"attached"` // containers on networks, here

@@ -75,7 +75,7 @@ func Interfaces() ([]plan.LinkFacts, error) {
 }
 
 // Routes returns the destinations that this host has a route to, sorted, each once. Default routes
-// are left out: they lead everywhere.
+// are left out, for they lead everywhere, and so are our own.
 func Routes() ([]netip.Prefix, error) {
 	routes, err := dump(func() ([]netlink.Route, error) { return netlink.RouteList(nil, netlink.FAMILY_ALL) })
 	if err != nil {
@@ -83,7 +83,7 @@ func Routes() ([]netip.Prefix, error) {
 	}
 	var out []netip.Prefix
 	for _, r := range routes {
-		if p, ok := prefixOf(r.Dst); ok && p.Bits() > 0 {
+		if p, ok := prefixOf(r.Dst); ok && p.Bits() > 0 && r.Protocol != routeProtocol {
 			out = append(out, p)
 		}
 	}

@@ -523,3 +523,88 @@ func difference(before, after string) string {
 	}
 	return b.String()
 }
+
+// TestMoves gives an address another MAC again and again, and then to a container on another host: who
+// talks to it reaches the new one at once.
+func TestMoves(t *testing.T) {
+	for _, uplink := range []string{"plain", "bridge"} {
+		t.Run(uplink, func(t *testing.T) {
+			l := threeHosts(t, "--uplink", uplink)
+			for h := 1; h <= 2; h++ {
+				l.run("container", fmt.Sprint(h), "mover")
+			}
+			const address = "10.2.50.50"
+			for i, h := range []int{1, 1, 1, 2} {
+				if h == 2 {
+					time.Sleep(time.Minute) // no other container gets an address that was given back just now
+				}
+				mac := fmt.Sprintf("02:42:00:00:00:%02x", i+1)
+				l.meshnet(h, "attach", "mover", "web", "--ip", address, "--mac", mac)
+				l.eventually("reached", time.Second, func() bool { return l.pings(3, "c3", address) && l.pings(1, "c1", address) })
+				if neigh := l.run("in", "3", "c3", "ip", "neigh", "show", address); !strings.Contains(neigh, mac) {
+					t.Errorf("c3 takes %s for its MAC, want %s", neigh, mac)
+				}
+				l.meshnet(h, "detach", "mover", "web")
+				if l.pings(3, "c3", address) {
+					t.Error("a detached container answers")
+				}
+			}
+		})
+	}
+}
+
+// TestGeneve carries packets by Geneve on transport B, and names a node that does not.
+func TestGeneve(t *testing.T) {
+	l := up(t, "-n", "2", "--uplink", "bridge", "--", "--encap", "geneve")
+	for h := 1; h <= 2; h++ {
+		l.run("container", fmt.Sprint(h), fmt.Sprint("c", h))
+		l.attach(h, fmt.Sprint("c", h), "default")
+	}
+	l.run("matrix")
+	if show := l.run("exec", "1", "ovs-vsctl", "show"); !strings.Contains(show, "type: geneve") {
+		t.Errorf("no Geneve tunnel:\n%s", show)
+	}
+	l.meshnet(2, "down")
+	l.meshnet(2, "up", "-d", "--tunnel-port", "4000")
+	l.run("converged")
+	s := l.meshnet(1, "status")
+	if !strings.Contains(s, "other encapsulation on h2 vxlan") || !strings.Contains(s, "other tunnel port on h2 4000") {
+		t.Errorf("status does not name h2:\n%s", s)
+	}
+	out, err := l.try("exec", "1", "meshnet", "doctor")
+	if err == nil || !strings.Contains(out, "h2") {
+		t.Errorf("doctor finds nothing: %v\n%s", err, out)
+	}
+}
+
+// TestMixedMTU wants the smallest underlay to set the MTU of all, and what is too large to fail where
+// it is sent.
+func TestMixedMTU(t *testing.T) {
+	l := up(t, "-n", "2", "--no-start", "--mtu", "1500")
+	l.run("exec", "2", "ip", "link", "set", "eth0", "mtu", "1400")
+	for h := 1; h <= 2; h++ {
+		l.meshnet(h, "up", "-d")
+	}
+	l.run("converged")
+	l.meshnet(1, "network", "create", "small", "10.7.0.0/16", "--mtu", "1000")
+	l.run("converged")
+	for h := 1; h <= 2; h++ {
+		c := fmt.Sprint("c", h)
+		l.run("container", fmt.Sprint(h), c)
+		l.attach(h, c, "default")
+		l.attach(h, c, "small")
+	}
+	for network, mtu := range map[string]int{"default": 1350, "small": 1000} {
+		to := l.address("c2", network)
+		l.run("in", "1", "c1", "ping", "-c", "3", "-i", "0.2", "-W", "2", "-M", "do", "-s", fmt.Sprint(mtu-28), to)
+		out, err := l.command("in", "1", "c1", "ping", "-c", "1", "-W", "1", "-M", "do", "-s", fmt.Sprint(mtu-27), to).CombinedOutput()
+		if err == nil || !strings.Contains(string(out), "message too long") {
+			t.Errorf("%s: a packet of %d bytes: %v\n%s", network, mtu+1, err, out)
+		}
+	}
+	for h, want := range map[int]string{1: "smaller on h2 1400", 2: "larger on h1"} {
+		if s := l.meshnet(h, "status"); !strings.Contains(s, want) {
+			t.Errorf("host %d does not warn of %q:\n%s", h, want, s)
+		}
+	}
+}
