@@ -111,6 +111,8 @@ type Agent struct {
 	ready             chan struct{} // closed after the first pass without a failure
 	once              sync.Once     // closes ready
 
+	events ring
+
 	mu   sync.Mutex
 	seen seen
 	// changed is closed and replaced whenever seen changes.

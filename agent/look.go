@@ -77,6 +77,7 @@ type Status struct {
 	Peers     []Node
 	Networks  int
 	Attached  int // containers on networks, here
+	Repairs   int // steps by which this host was put right since the daemon's start
 }
 
 // Nodes returns all nodes that the state names and all members, in the order of (name, id).
@@ -241,6 +242,9 @@ func (a *Agent) Status(ctx context.Context) Status {
 		Networks:  len(view.Networks()),
 		Attached:  len(a.PS(false)),
 	}
+	a.events.mu.Lock()
+	s.Repairs = a.events.repairs
+	a.events.mu.Unlock()
 	s.Warnings = slices.Concat(a.c.Warnings, a.c.Choice.Warnings, m.Warnings(), a.c.Sandboxes.Warnings(), a.labelFaults(), s.Disagree)
 	if now.applied < view.Version() && len(now.failing) == 0 {
 		s.Pending = append(s.Pending, "this host is being changed to what was agreed")

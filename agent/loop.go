@@ -51,7 +51,9 @@ type loop struct {
 	// moved: those of these containers too, by id; untold: those of which no engine tells.
 	moved  map[string]bool
 	untold bool
-	passed time.Time // when the last pass began
+	passed time.Time   // when the last pass began
+	view   *state.View // of the last round
+	cause  string      // why this round is, where it is not for what was asked
 	retry  time.Duration
 }
 
@@ -64,6 +66,7 @@ func (l *loop) run(ctx context.Context, views <-chan struct{}) {
 	l.stale = true
 	for {
 		whole := true
+		l.cause = ""
 		select {
 		case <-ctx.Done():
 			return
@@ -71,13 +74,17 @@ func (l *loop) run(ctx context.Context, views <-chan struct{}) {
 		case <-l.agent.poked:
 		case <-c.Links.Drift():
 			l.stale = true
+			l.cause = "somebody changed links, routes or firewall"
 		case <-c.Switch.Drift():
+			l.cause = "somebody changed Open vSwitch, or it was restarted"
 		case <-again.C:
 			l.untold = true // and what failed is a suspect
+			l.cause = "tried again"
 		case <-l.agent.stirred:
 			whole = l.retry > 0
 		case <-look.C:
 			l.untold = true
+			l.cause = "looked at in passing"
 			whole = l.retry > 0 || time.Since(l.passed) >= passEvery
 		}
 		wait := gather
@@ -116,6 +123,11 @@ func (l *loop) round(ctx context.Context, whole bool) {
 	changed, unknown, failing := l.lookup(ctx, mesh.View())
 	failing = append(orphaned, failing...)
 	view := mesh.View() // containers that were removed are not in it any more
+	l.agent.compare(l.view, view)
+	if l.view != view {
+		l.cause = ""
+	}
+	l.view = view
 	equal := false
 	if err := l.first(ctx); err != nil {
 		failing = append(failing, "switch: "+err.Error())
@@ -197,12 +209,16 @@ func (l *loop) after(failing []string) time.Duration {
 	log := l.agent.c.Log
 	if len(failing) == 0 {
 		if l.retry > 0 {
+			l.agent.events.add("recovered", "this host", "", "")
 			log.Info("host is as planned again")
 		}
 		return 0
 	}
 	retry := min(max(2*l.retry, retryMin), retryMax)
 	for _, f := range failing {
+		if l.retry == 0 {
+			l.agent.events.add("failing", "this host", l.cause, f)
+		}
 		log.Warn("host is not as planned", "err", f, "retry", retry)
 	}
 	return retry
@@ -298,6 +314,11 @@ func (l *loop) report(ctx context.Context, w state.Attach, down bool) []string {
 	if down {
 		what = "container is gone"
 	}
+	kind := "back"
+	if down {
+		kind = "gone"
+	}
+	l.agent.events.add(kind, "container "+w.Container, "", "")
 	l.agent.c.Log.Info(what, "endpoint", w.ID, "container", w.Container)
 	return nil
 }
@@ -319,6 +340,9 @@ func (l *loop) apply(ctx context.Context, view *state.View) (faults []string) {
 	switchSteps, bridge, switchErr := c.Switch.Apply(ctx, l.host)
 	if switchErr != nil {
 		faults = append(faults, "switch: "+switchErr.Error())
+	}
+	if l.cause != "" {
+		l.agent.repaired(append(slices.Clone(linkSteps), switchSteps...), l.cause)
 	}
 	for _, s := range append(linkSteps, switchSteps...) {
 		c.Log.Debug("changed the host", "step", s.String())

@@ -78,6 +78,7 @@ func statusOf(s agent.Status) Status {
 		Peers:         each(s.Peers, nodeOf),
 		Networks:      s.Networks,
 		Attached:      s.Attached,
+		Repairs:       s.Repairs,
 		PID:           os.Getpid(),
 		Goroutines:    runtime.NumGoroutine(),
 	}

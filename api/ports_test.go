@@ -22,6 +22,19 @@ func (d *door) Publish(_ context.Context, r agent.PublishRequest) (agent.Attachm
 	return agent.Attachment{Shown: r.Network, Container: r.Container, Published: []state.Published{r.Port}}, d.fail
 }
 
+func (d *door) Events(_ context.Context, after uint64, _ bool) []agent.Event {
+	return []agent.Event{{Seq: after + 1, Kind: "created"}}
+}
+
+// TestEvents asks for what happened.
+func TestEvents(t *testing.T) {
+	c := NewClient(serve(t, &door{}))
+	e, err := c.Events(context.Background(), 41, true)
+	if err != nil || len(e) != 1 || e[0].Seq != 42 || e[0].Kind != "created" {
+		t.Errorf("%+v %v", e, err)
+	}
+}
+
 // TestPorts asks for what is between networks and hosts, rightly and wrongly.
 func TestPorts(t *testing.T) {
 	c := NewClient(serve(t, &door{}))

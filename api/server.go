@@ -52,6 +52,7 @@ type Door interface {
 	RemovePeer(ctx context.Context, name, heir string, force bool) (removed state.Lost, again bool, err error)
 	Leave(context.Context) error
 	portDoor
+	eventDoor
 }
 
 // Config is what a server works with.
@@ -197,6 +198,7 @@ func (s *Server) routes() http.Handler {
 		s.c.Stop()
 	})
 	s.portRoutes(mux)
+	s.eventRoutes(mux)
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		w.WriteHeader(http.StatusNotFound)
 		answer(w, Error{fmt.Sprintf("%s %s: no such path; the daemon is of another version", r.Method, r.URL.Path), Failed})

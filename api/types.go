@@ -46,6 +46,7 @@ type Status struct {
 	Peers         []Node   `json:"peers"`
 	Networks      int      `json:"networks"`
 	Attached      int      `json:"attached"` // containers on networks, here
+	Repairs       int      `json:"repairs"`  // steps by which this host was put right since the daemon's start
 	PID           int      `json:"pid"`
 	Goroutines    int      `json:"goroutines"` // of the daemon, for who looks for leaks
 }

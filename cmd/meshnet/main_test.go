@@ -127,6 +127,7 @@ func TestVerbs(t *testing.T) {
 			"publish default c7 18080:80", "publish default c1 18080", "publish default c1 0:80", "publish default c1 1:80/sctp", "publish default",
 			"unpublish default c1 x", "publish default c1 70000:1", "unpublish default c1 15353:5353/udp --json",
 		}},
+		{"events", nil, []string{"events", "events --json", "events --since 20m", "events --since 2026-03-01T12:30:00Z --json", "events --since x"}},
 		{"doctor", nil, []string{"doctor more", "doctor --advertise x"}},
 		{"usage", nil, []string{"bogus", "bogus --json", "network bogus", "ps --bogus", "status more", "--bogus", "help bogus", "completion csh", "completion"}},
 		{"help", nil, []string{"", "help", "help attach", "network", "help network rm", "up --help", "down --help", "publish --help", "expose --help"}},

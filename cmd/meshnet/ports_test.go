@@ -6,6 +6,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"meshnet/agent"
 	"meshnet/state"
@@ -47,6 +48,18 @@ func (d *door) Publish(_ context.Context, r agent.PublishRequest) (agent.Attachm
 		return *a, nil
 	}
 	return agent.Attachment{}, state.Refuse(state.ErrNoEndpoint, "container %s is not attached to %s; attach it first", r.Container, r.Network)
+}
+
+func (d *door) Events(ctx context.Context, after uint64, wait bool) []agent.Event {
+	events := []agent.Event{
+		{Seq: 1, Time: born, Kind: "created", Subject: "network web", Cause: "h2", Detail: "10.2.0.0/16"},
+		{Seq: 2, Time: born.Add(50 * time.Minute), Kind: "repaired", Subject: "this host", Cause: "somebody changed Open vSwitch, or it was restarted", Detail: "add port mc-1"},
+	}
+	if after >= 2 && wait {
+		<-ctx.Done()
+		return nil
+	}
+	return events[min(after, 2):]
 }
 
 // TestPortInUse: a port that a program of this host has is refused, but not when it leads to a
