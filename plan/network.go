@@ -47,7 +47,7 @@ func (p *planner) member(n *state.Network) member {
 	}
 	if old != nil && !old.odd {
 		m.old = old
-		m.gone, m.came = changes(old.from, n)
+		m.gone, m.came = n.Since(old.from)
 		if slices.ContainsFunc(m.came, oddMAC) {
 			m.old, m.gone, m.came = nil, nil, nil
 		}
@@ -65,12 +65,6 @@ func (p *planner) member(n *state.Network) member {
 	}
 	m.local = patch(old.local, mine(m.gone), mine(m.came), func(e *state.Endpoint) netip.Addr { return e.Addr })
 	return m
-}
-
-// changes returns the endpoints that two versions of a network do not share, each in the order of
-// addresses. What did not change is the same pointer in both, so that it is not looked at.
-func changes(was, is *state.Network) (gone, came []*state.Endpoint) {
-	return differ(was.Reachable(), is.Reachable(), func(e *state.Endpoint) netip.Addr { return e.Addr })
 }
 
 // differ returns what two lists in the order of addresses do not share. Elements that are the same
@@ -182,7 +176,9 @@ func (p *planner) network(m member, same bool) *Network {
 	if same && m.old != nil && m.old.VNI == n.VNI && (m.old.Device == nil || m.old.Device.OFPort == device) {
 		n.Remotes, n.odd = p.patchRemotes(m, device), m.old.odd
 	} else {
-		n.odd = slices.ContainsFunc(m.net.Reachable(), oddMAC)
+		for e := range m.net.Endpoints() {
+			n.odd = n.odd || oddMAC(e)
+		}
 		for e := range valid(m.net) {
 			if r := p.remote(e, device); r != nil {
 				n.Remotes = append(n.Remotes, r)

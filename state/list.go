@@ -240,3 +240,46 @@ func sides[K comparable, T any](changes map[K]change[T], compare func(a, b *T) i
 	slices.SortFunc(in, compare)
 	return out, in
 }
+
+// since returns what two lists in one order do not share, in that order. Chunks that both have are not
+// looked into.
+func (l list[T]) since(old list[T], compare func(a, b *T) int) (gone, came []*T) {
+	type place struct {
+		chunks []*chunk[T]
+		items  []*T // what is left of the first chunk
+	}
+	next := func(p *place) {
+		for len(p.items) == 0 && len(p.chunks) > 0 {
+			p.items, p.chunks = p.chunks[0].items, p.chunks[1:]
+		}
+	}
+	was, is := place{chunks: old.chunks}, place{chunks: l.chunks}
+	for {
+		for len(was.items)+len(is.items) == 0 && len(was.chunks) > 0 && len(is.chunks) > 0 && was.chunks[0] == is.chunks[0] {
+			was.chunks, is.chunks = was.chunks[1:], is.chunks[1:]
+		}
+		next(&was)
+		next(&is)
+		if len(was.items) == 0 && len(is.items) == 0 {
+			return gone, came
+		}
+		c := 0
+		switch {
+		case len(was.items) == 0:
+			c = 1
+		case len(is.items) == 0:
+			c = -1
+		case was.items[0] == is.items[0]:
+			was.items, is.items = was.items[1:], is.items[1:]
+			continue
+		default:
+			c = compare(was.items[0], is.items[0])
+		}
+		if c <= 0 {
+			gone, was.items = append(gone, was.items[0]), was.items[1:]
+		}
+		if c >= 0 {
+			came, is.items = append(came, is.items[0]), is.items[1:]
+		}
+	}
+}

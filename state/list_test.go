@@ -49,6 +49,13 @@ func TestList(t *testing.T) {
 			if !slices.Equal(slices.Collect(was.all()), before) {
 				t.Fatal("the list before changed")
 			}
+			lacks := func(in []*item) func(*item) bool { return func(e *item) bool { return slices.Contains(in, e) } }
+			now := slices.Collect(l.all())
+			if gone, came := l.since(was, compare); wide <= 300 &&
+				(!slices.Equal(gone, slices.DeleteFunc(slices.Clone(before), lacks(now))) ||
+					!slices.Equal(came, slices.DeleteFunc(slices.Clone(now), lacks(before)))) {
+				t.Fatalf("since: %d gone, %d came", len(gone), len(came))
+			}
 			for i, c := range l.chunks {
 				if len(c.items) == 0 || len(c.items) > chunkMax {
 					t.Fatalf("chunk %d of %d has %d elements", i, len(l.chunks), len(c.items))

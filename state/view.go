@@ -194,8 +194,11 @@ func (n *Network) Changes(since *Network) iter.Seq2[*Endpoint, *Endpoint] {
 	return differ(since.shown, n.shown, byAddress)
 }
 
-// Reachable is [Network.Endpoints] as a list. The slice is the network's.
-func (n *Network) Reachable() []*Endpoint { return n.shown }
+// Since returns the reachable endpoints that two versions of a network do not share, each in the order
+// of addresses. It costs what changed and n/256.
+func (n *Network) Since(old *Network) (gone, came []*Endpoint) {
+	return n.shown.since(old.shown, func(a, b *Endpoint) int { return a.Addr.Compare(b.Addr) })
+}
 
 // Claims yields all endpoints, also those whose address another one shows, in the order of
 // (address, id).
