@@ -56,7 +56,7 @@ func (r *round) firewall(f plan.Firewall, g *plan.Gateway) error {
 	}
 	i := slices.IndexFunc(tables, func(t *nftables.Table) bool { return t.Name == table })
 	want := chains(f, g)
-	step := func() {}
+	var step func()
 	switch {
 	case i < 0 && !on:
 		return nil

@@ -248,7 +248,10 @@ func dnat(p plan.Published) []expr.Any {
 	return []expr.Any{
 		&expr.Immediate{Register: 1, Data: p.Addr.AsSlice()},
 		&expr.Immediate{Register: 2, Data: binaryutil.BigEndian.PutUint16(p.Port)},
-		&expr.NAT{Type: expr.NATTypeDestNAT, Family: unix.NFPROTO_IPV4, RegAddrMin: 1, RegProtoMin: 2, Specified: true},
+		&expr.NAT{ // as the kernel shows it: a range of one
+			Type: expr.NATTypeDestNAT, Family: unix.NFPROTO_IPV4, RegAddrMin: 1, RegAddrMax: 1, RegProtoMin: 2, RegProtoMax: 2,
+			Specified: true,
+		},
 	}
 }
 

@@ -264,6 +264,7 @@ var lossRE = regexp.MustCompile(`(\d+) packets transmitted, (\d+) received`)
 // daemonKilled wants traffic to outlive the daemon, and the daemon to come back to what was.
 func (l *lab) daemonKilled() {
 	before := ask[[]attachment](l, 1, "ps", "-a")
+	flows := l.flows(1)
 	ports := l.run("exec", "1", "ovs-ofctl", "-O", "OpenFlow15", "dump-ports-desc", "meshnet")
 	var pings [2]*exec.Cmd
 	var outs [2]bytes.Buffer
@@ -288,6 +289,9 @@ func (l *lab) daemonKilled() {
 			l.t.Errorf("ping: %v\n%s", err, outs[i].String())
 		}
 	}
+	if now := l.flows(1); now != flows {
+		l.t.Errorf("flows changed:\n%s", difference(flows, now))
+	}
 	after := ask[[]attachment](l, 1, "ps", "-a")
 	if fmt.Sprint(before) != fmt.Sprint(after) {
 		l.t.Errorf("before %+v\nafter  %+v", before, after)
@@ -295,6 +299,12 @@ func (l *lab) daemonKilled() {
 	if now := l.run("exec", "1", "ovs-ofctl", "-O", "OpenFlow15", "dump-ports-desc", "meshnet"); portNames(now) != portNames(ports) {
 		l.t.Errorf("ports before %s\nafter %s", ports, now)
 	}
+}
+
+// flows returns the flows of a host without what they counted.
+func (l *lab) flows(host int) string {
+	l.t.Helper()
+	return l.run("exec", fmt.Sprint(host), "bash", "-c", "ovs-ofctl -O OpenFlow14 --no-stats dump-flows meshnet | grep cookie | sort")
 }
 
 var portRE = regexp.MustCompile(`(?m)^ \S+\(\S+\)`)
