@@ -28,8 +28,9 @@ const (
 	// keyTSO is read by ovs-vswitchd once, when it starts.
 	keyTSO = "userspace-tso-enable"
 
-	// startMax bounds the start of one daemon, stopMax its end after SIGTERM.
-	startMax = 30 * time.Second
+	// startMax bounds the start of one daemon, or of the host's service, as systemd's own limit does.
+	// stopMax bounds a daemon's end after SIGTERM.
+	startMax = 90 * time.Second
 	stopMax  = 5 * time.Second
 )
 
@@ -210,9 +211,9 @@ func (in instance) pid(program string) (int, bool) {
 	return pid, filepath.Base(name) == program && strings.Contains(rest, in.pidFile(program))
 }
 
-// startHost starts the host's own instance by its service, or without systemd by Open vSwitch's
-// script.
-func startHost(ctx context.Context) error {
+// startHost starts the host's own instance, with its sockets in dir, by its service, or without
+// systemd by Open vSwitch's script.
+func startHost(ctx context.Context, dir string) error {
 	if _, err := os.Stat("/run/systemd/system"); err == nil {
 		debian := runCommand(ctx, exec.Command("systemctl", "start", "openvswitch-switch.service"))
 		if debian == nil {
@@ -223,7 +224,21 @@ func startHost(ctx context.Context) error {
 		}
 		return nil
 	}
-	return runCommand(ctx, exec.Command(ctlScript, "start", "--system-id=random"))
+	return runCommand(ctx, hostScript(os.Environ(), dir))
+}
+
+// hostScript starts the host's instance by ovs-ctl(8). Variables that say where another instance is,
+// as people set them for ovs-vsctl, must not lead it there.
+func hostScript(environ []string, dir string) *exec.Cmd {
+	cmd := exec.Command(ctlScript, "start", "--system-id=random")
+	for _, e := range environ {
+		name, _, _ := strings.Cut(e, "=")
+		if !(strings.HasPrefix(name, "OVS_") && strings.HasSuffix(name, "DIR")) {
+			cmd.Env = append(cmd.Env, e)
+		}
+	}
+	cmd.Env = append(cmd.Env, "OVS_RUNDIR="+dir)
+	return cmd
 }
 
 // findProgram looks for a program where distributions put it, which is not always on the PATH.

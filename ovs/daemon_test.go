@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -286,5 +287,14 @@ func TestGenericFamily(t *testing.T) {
 		if got, err := genericFamily(name); err != nil || got != want {
 			t.Errorf("genericFamily(%s) = %v, %v; want %v", name, got, err, want)
 		}
+	}
+}
+
+// TestHostScriptEnvironment wants the host's instance where we then look for it, whatever instance the
+// variables of the shell that meshnet was started from are about.
+func TestHostScriptEnvironment(t *testing.T) {
+	cmd := hostScript([]string{"PATH=/bin", "OVS_RUNDIR=/run/other", "OVS_LOGDIR=/l", "OVS_DBDIR=/d", "OVS_SYSCONFDIR=/s"}, "/run/openvswitch")
+	if want := []string{"PATH=/bin", "OVS_RUNDIR=/run/openvswitch"}; !slices.Equal(cmd.Env, want) {
+		t.Errorf("got %q, want %q", cmd.Env, want)
 	}
 }

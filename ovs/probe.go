@@ -4,8 +4,11 @@ import (
 	"cmp"
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
+	"io/fs"
 	"net/url"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
@@ -25,10 +28,11 @@ type ProbeConfig struct {
 	UnderlayDevice string // the interface that has the underlay address; empty: not asked for
 }
 
-// Probe reads what the host has in the way of Open vSwitch. It tries to load the kernel module and
+// Probe reads what the host has in the way of Open vSwitch. It tries to load the kernel's modules and
 // changes nothing else. An error means that something answers but cannot be read.
 func Probe(ctx context.Context, c ProbeConfig) (plan.OVSFacts, error) {
 	facts := plan.OVSFacts{Installed: installed()}
+	facts.NoTun = !tunDevice(ctx)
 	private := privateDir(c.RunDir)
 	facts.PrivateRunning = answers(filepath.Join(private, "db.sock")) && switchAnswers(private)
 	var err error
@@ -99,6 +103,22 @@ func kernelDatapath(ctx context.Context) (bool, error) {
 	// Failing is an answer: the next look gives it.
 	_ = runCommand(ctx, exec.Command("modprobe", "-q", "openvswitch"))
 	return genericFamily("ovs_datapath")
+}
+
+// tunDevice reports whether the kernel has /dev/net/tun. The node may be there without the module, and
+// loads it, or come with it.
+func tunDevice(ctx context.Context) bool {
+	const path = "/dev/net/tun"
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		_ = runCommand(ctx, exec.Command("modprobe", "-q", "tun")) // failing is an answer
+		f, err = os.OpenFile(path, os.O_RDWR, 0)
+	}
+	if err != nil {
+		return errors.Is(err, fs.ErrPermission) // there, but not for us: who starts ovs-vswitchd may
+	}
+	f.Close()
+	return true
 }
 
 // The generic netlink controller: <linux/netlink.h>, <linux/genetlink.h>.

@@ -148,7 +148,7 @@ func (s *Switch) session(ctx context.Context) error {
 			return fmt.Errorf("start a private Open vSwitch: %w", err)
 		}
 	case s.config.Choice.Start && !(addressAnswers(s.address) && switchAnswers(s.dir)):
-		if err := startHost(ctx); err != nil {
+		if err := startHost(ctx, s.dir); err != nil {
 			return fmt.Errorf("start the host's Open vSwitch: %w", err)
 		}
 	}

@@ -21,6 +21,7 @@ type Wants struct {
 type OVSFacts struct {
 	Installed      bool   // ovs-vswitchd, ovsdb-server and ovsdb-tool are on the host
 	Module         bool   // generic netlink family ovs_datapath, after a try to load it
+	NoTun          bool   // no /dev/net/tun, after a try to load it; bridges on the userspace datapath are such devices
 	HostRunning    bool   // the host's instance answers
 	HostNetdev     bool   // it has a bridge, other than ours, with datapath_type netdev
 	HostTSO        bool   // it runs with userspace TSO
@@ -96,6 +97,9 @@ func choose(w Wants, f OVSFacts) (Choice, error) {
 	default:
 		c.Transport = state.KernelVXLAN
 		c.Private = w.OVS != host && !shared
+	}
+	if datapath == netdev && f.NoTun {
+		return Choice{}, fmt.Errorf("the userspace datapath (%s) needs /dev/net/tun, and the kernel has none; load the module tun, or give this container /dev/net/tun", why)
 	}
 	if c.Transport == state.KernelVXLAN && w.Encap == state.Geneve {
 		return Choice{}, fmt.Errorf("--encap geneve: transport %s carries VXLAN only (%s); use --encap vxlan, or load the kernel module openvswitch", c.Transport, why)

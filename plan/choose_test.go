@@ -30,6 +30,7 @@ func TestChoose(t *testing.T) {
 	onUserspace := func(f *OVSFacts) {
 		f.HostRunning, f.HostNetdev, f.UnderlayOn, f.UnderlayNetdev = true, true, "br-ex", true
 	}
+	noTun := func(f *OVSFacts) { f.NoTun = true }
 	left := func(f *OVSFacts) { f.PrivateRunning = true }
 
 	for _, tc := range []struct {
@@ -63,6 +64,9 @@ func TestChoose(t *testing.T) {
 			want: Choice{Datapath: system, Transport: a}, why: "--datapath system"},
 		{name: "no module", f: bare,
 			want: Choice{Private: true, Datapath: netdev, Transport: c, TSO: true}, why: "no module"},
+		{name: "no module, no tun", f: with(noTun), err: "/dev/net/tun"},
+		{name: "module, no tun", f: with(module, running, noTun),
+			want: Choice{Datapath: system, Transport: a}, why: "module openvswitch"},
 		{name: "no module, the host's instance runs", f: with(running),
 			want: Choice{Private: true, Datapath: netdev, Transport: c, TSO: true}, why: "no module"},
 		{name: "no module, ours runs", f: with(running, left),
