@@ -1,6 +1,7 @@
 # make            the program, bin/meshnet
 # make lab        three hosts with real Open vSwitch on this machine, and the ping matrix (root)
 # make lab-down   ends it
+# make lab-vm     the same in a QEMU guest with Debian's own kernel, so that it has the kernel's datapath (root)
 # make check      format, vet, staticcheck, shellcheck, architecture, tidy modules: seconds, no root
 # make test       installs what is missing (apt), then every test and the lab's tests (root)
 # make soak       the same things for long: more seeds, longer fuzzing, the lab three times over
@@ -34,15 +35,16 @@ check:
 	go vet ./...
 	go mod tidy -diff
 	go run $(STATICCHECK) ./...
-	@if command -v shellcheck >/dev/null; then shellcheck testlab/lab testlab/deps testlab/demo testlab/throughput testlab/attach-bench .ci/run; \
+	@if command -v shellcheck >/dev/null; then shellcheck testlab/lab testlab/vm testlab/deps testlab/demo testlab/attach-bench .ci/run; \
 	elif [ -n "$$CI" ]; then echo "shellcheck is not installed"; exit 1; fi
 	go test .
 	go test -count 1 ./mesh/sim -run Simulation -for 3s
 
-# What the tests and the lab need. testlab/deps installs only what is not there.
+# What the tests and the lab need. testlab/deps installs only what is not there, testlab/vm fetches a kernel once.
 .PHONY: deps
 deps:
 	testlab/deps
+	testlab/vm --fetch
 
 .PHONY: test
 test: deps build
@@ -119,10 +121,14 @@ bench-gossip:
 bench-gossip-doc:
 	$(MAKE) bench-gossip BENCH='-passes 5 -writes 200 -idle 5m -doc ../../docs/benchmarks.md'
 
-# Containers on two hosts, transports C and B side by side (root).
-.PHONY: bench-lab
-bench-lab: deps build
-	testlab/throughput 5 5
+# The data plane beside raw links, the kernel's VXLAN and hand-built Open vSwitch, on transports C and B and, in the guest,
+# A (root): PASSES interleaved passes, written to docs/benchmarks-data.md. GUEST=false leaves the guest out.
+PASSES ?= 5
+GUEST  ?= true
+.PHONY: bench-data
+bench-data: deps build
+	go test -run '^$$' -bench DataPlane -benchtime 1x -timeout 3h ./testlab -lab -passes $(PASSES) -with-guest=$(GUEST) \
+	  -report $(CURDIR)/docs/benchmarks-data.md
 
 # meshnet attach beside docker network connect to a Swarm overlay, in turns (root).
 .PHONY: bench-attach
@@ -142,3 +148,8 @@ lab: build
 .PHONY: lab-down
 lab-down:
 	testlab/lab down
+
+.PHONY: lab-vm
+lab-vm: build
+	testlab/deps lab
+	testlab/vm testlab/demo

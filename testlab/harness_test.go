@@ -36,7 +36,7 @@ func TestMain(m *testing.M) {
 
 // lab is one running lab.
 type lab struct {
-	t    *testing.T
+	t    testing.TB
 	name string
 }
 
@@ -71,7 +71,7 @@ func (l *lab) command(args ...string) *exec.Cmd {
 
 // try runs a command of the lab and returns what it printed on standard output.
 func (l *lab) try(args ...string) (string, error) {
-	ctx, cancel := context.WithTimeout(l.t.Context(), 3*time.Minute)
+	ctx, cancel := context.WithTimeout(l.t.Context(), time.Duration(slow(180))*time.Second)
 	defer cancel()
 	cmd := l.command(args...)
 	cmd = exec.CommandContext(context.WithoutCancel(ctx), cmd.Path, cmd.Args[1:]...)
@@ -94,6 +94,15 @@ func (l *lab) run(args ...string) string {
 	return out
 }
 
+// slow returns how many seconds of patience to have where seconds are enough on this machine: the
+// guest is emulated, and never measures speed.
+func slow(seconds int) int {
+	if *inGuest {
+		return 20 * seconds
+	}
+	return seconds
+}
+
 // meshnet runs meshnet on a host.
 func (l *lab) meshnet(host int, args ...string) string {
 	l.t.Helper()
@@ -114,7 +123,7 @@ func ask[T any](l *lab, host int, args ...string) T {
 // attach attaches a container and returns its address without the prefix length.
 func (l *lab) attach(host int, container, network string) string {
 	l.t.Helper()
-	a := ask[struct{ Address string }](l, host, "attach", container, network)
+	a := ask[struct{ Address string }](l, host, "attach", container, network, "--wait", fmt.Sprintf("%ds", slow(2)))
 	address, _, _ := strings.Cut(a.Address, "/")
 	return address
 }

@@ -31,7 +31,7 @@ type attachment struct {
 // threeHosts has a container c1, c2, c3 on each host, on web (10.2.0.0/16) and default.
 func threeHosts(t *testing.T, args ...string) *lab {
 	l := up(t, args...)
-	l.run("converged", "-t", "10")
+	l.run("converged", "-t", fmt.Sprint(slow(10)))
 	l.meshnet(1, "network", "create", "web", "10.2.0.0/16")
 	seen := map[string]string{}
 	for h := 1; h <= 3; h++ {
@@ -71,7 +71,7 @@ func TestKernelVXLAN(t *testing.T) {
 	}
 	t.Run("matrix", func(t *testing.T) { l.on(t).reach() })
 	t.Run("large packets", func(t *testing.T) { l.on(t).largestPacket(1450) })
-	t.Run("transfer", func(t *testing.T) { l.on(t).transfer() })
+	t.Run("transfer", func(t *testing.T) { l.on(t).transfer(200_000_000) })
 	t.Run("isolation", func(t *testing.T) { l.on(t).isolation() })
 	t.Run("no ARP on the underlay", func(t *testing.T) { l.on(t).noARP() })
 	t.Run("broadcast once", func(t *testing.T) { l.on(t).broadcastOnce() })
@@ -89,7 +89,7 @@ func TestUnderlayOnBridge(t *testing.T) {
 	t.Run("matrix", func(t *testing.T) { l.on(t).reach() })
 	t.Run("full mesh", func(t *testing.T) { l.on(t).fullMesh() })
 	t.Run("large packets", func(t *testing.T) { l.on(t).largestPacket(1450) })
-	t.Run("transfer", func(t *testing.T) { l.on(t).transfer() })
+	t.Run("transfer", func(t *testing.T) { l.on(t).transfer(200_000_000) })
 	t.Run("isolation", func(t *testing.T) { l.on(t).isolation() })
 	t.Run("no ARP on the underlay", func(t *testing.T) { l.on(t).noARP() })
 	t.Run("broadcast once", func(t *testing.T) { l.on(t).broadcastOnce() })
@@ -111,13 +111,13 @@ func (l *lab) largestPacket(mtu int) {
 	}
 }
 
-// transfer sends 200 MB each way between two hosts, with nobody having touched ethtool.
-func (l *lab) transfer() {
+// transfer sends some bytes each way between two hosts, with nobody having touched ethtool.
+func (l *lab) transfer(size int) {
 	for _, way := range [][2]int{{1, 2}, {3, 1}} {
 		from, to := way[0], way[1]
 		address := l.address(fmt.Sprint("c", to), "web") + ":5001"
 		sink, ready := l.start(l.part(to, fmt.Sprint("c", to), "sink", address))
-		sent, err := l.part(from, fmt.Sprint("c", from), "source", address, "200000000", "seed").Output()
+		sent, err := l.part(from, fmt.Sprint("c", from), "source", address, fmt.Sprint(size), "seed").Output()
 		if err != nil {
 			l.t.Fatalf("source: %v", err)
 		}

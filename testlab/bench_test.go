@@ -1,0 +1,423 @@
+package testlab
+
+import (
+	"bufio"
+	"cmp"
+	"context"
+	"encoding/json"
+	"flag"
+	"fmt"
+	"io"
+	"math"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"runtime"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+)
+
+var (
+	passes    = flag.Int("passes", 5, "BenchmarkDataPlane: passes over all cases")
+	seconds   = flag.Int("seconds", 5, "BenchmarkDataPlane: length of each TCP transfer")
+	withGuest = flag.Bool("with-guest", false, "BenchmarkDataPlane: transport A too, in the guest of testlab/vm")
+	report    = flag.String("report", "", "BenchmarkDataPlane: the Markdown `file` to write")
+)
+
+// benchGuestMax bounds the benchmark's guest.
+const benchGuestMax = 90 * time.Minute
+
+// figures are what one pass over one case gave.
+type figures struct {
+	Case string
+	Pass int
+	TCP  float64 // Mbit/s that arrived
+	RTT  float64 // microseconds, mean of a thousand pings
+	UDP  float64 // thousand datagrams of 64 bytes that arrived in a second
+}
+
+// dataCase is one way from a client to a server on another host.
+type dataCase struct {
+	name   string
+	what   string   // for the table
+	lab    []string // arguments of lab up
+	build  func(l *lab) string
+	lab2   *lab
+	target string // the server's address
+}
+
+// BenchmarkDataPlane measures raw links, the kernel's VXLAN and bridge as Swarm and flannel build it,
+// hand-built Open vSwitch of each transport (action NORMAL), and ours: all stand at once, and each
+// pass goes over all of them, so that each meets the same machine. What it prints are ratios within
+// one run; absolute figures are those of the machine.
+func BenchmarkDataPlane(b *testing.B) {
+	if b.N != 1 {
+		b.Fatal("run it once: -benchtime 1x")
+	}
+	cases := nativeCases()
+	if *inGuest {
+		cases = guestCases()
+	}
+	var all []figures
+	began := load()
+	all = append(all, measureAll(b, cases)...)
+	if *inGuest {
+		return // the lines are read outside
+	}
+	out := io.Writer(os.Stdout)
+	var text strings.Builder
+	fmt.Fprintf(&text, "# The data plane, measured\n\nWritten by `make bench-data`; not to be edited.\n\n"+
+		"%s, %d processors, Linux %s, load average %s before and %s after. %d interleaved passes; medians, and in brackets the least and the most.\n"+
+		"TCP is one stream for %d s; RTT the mean of 1,000 pings; UDP what arrives of datagrams of 64 bytes sent as fast as one sender can.\n"+
+		"`ours ÷ …` is the median of the passes' own ratios.\n",
+		time.Now().UTC().Format(time.DateOnly), runtime.NumCPU(), release(b), began, load(), *passes, *seconds)
+	tables(&text, "This machine", nativeCases(), all)
+	ratios(&text, nativeRatios(), all)
+	if *withGuest {
+		guest := benchGuest(b)
+		tables(&text, "The guest of testlab/vm: Debian's kernel, processor emulated; compare only with each other", guestCases(), guest)
+		ratios(&text, guestRatios(), guest)
+	}
+	fmt.Fprint(out, "\n", text.String())
+	if *report != "" {
+		if err := os.WriteFile(*report, []byte(text.String()), 0o644); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+func nativeCases() []*dataCase {
+	bridge := []string{"--uplink", "bridge"}
+	return []*dataCase{
+		{name: "raw", what: "host to host, veth and bridge", build: raw},
+		{name: "kernel", what: "kernel VXLAN + bridge (Swarm, flannel)", build: kernelBridge},
+		{name: "hand-C", what: "C by hand: NORMAL, TSO", build: handC},
+		{name: "ours-C", what: "**C, meshnet**", build: ours},
+		{name: "hand-B", what: "B by hand: NORMAL", lab: bridge, build: handB},
+		{name: "ours-B", what: "**B, meshnet**", lab: bridge, build: ours},
+	}
+}
+
+func guestCases() []*dataCase {
+	return []*dataCase{
+		{name: "raw", what: "host to host, veth and bridge", build: raw},
+		{name: "kernel", what: "kernel VXLAN + bridge (Swarm, flannel)", build: kernelBridge},
+		{name: "hand-A", what: "A by hand: NORMAL", build: handA},
+		{name: "ours-A", what: "**A, meshnet**", build: ours},
+	}
+}
+
+// ratio is one line of what we hold ourselves to.
+type ratio struct {
+	of, to string
+	what   string
+	get    func(figures) float64
+	least  float64 // 0: no budget
+	most   float64
+}
+
+func tcpOf(f figures) float64 { return f.TCP }
+func rttOf(f figures) float64 { return f.RTT }
+func udpOf(f figures) float64 { return f.UDP }
+
+func nativeRatios() []ratio {
+	return []ratio{
+		{"ours-C", "hand-C", "TCP", tcpOf, 0.95, 0}, {"ours-C", "hand-C", "RTT", rttOf, 0, 1.05}, {"ours-C", "hand-C", "UDP", udpOf, 0, 0},
+		{"ours-B", "hand-B", "TCP", tcpOf, 0.95, 0}, {"ours-B", "hand-B", "RTT", rttOf, 0, 1.05}, {"ours-B", "hand-B", "UDP", udpOf, 0, 0},
+		{"ours-C", "hand-B", "TCP", tcpOf, 6, 0},
+		{"ours-C", "kernel", "TCP", tcpOf, 0, 0}, {"ours-C", "kernel", "RTT", rttOf, 0, 0}, {"ours-C", "kernel", "UDP", udpOf, 0, 0},
+	}
+}
+
+func guestRatios() []ratio {
+	return []ratio{
+		{"ours-A", "hand-A", "TCP", tcpOf, 0.85, 0}, {"ours-A", "hand-A", "RTT", rttOf, 0, 1 / 0.85}, {"ours-A", "hand-A", "UDP", udpOf, 0, 0},
+		{"ours-A", "kernel", "TCP", tcpOf, 0.95, 0}, {"ours-A", "kernel", "RTT", rttOf, 0, 0}, {"ours-A", "kernel", "UDP", udpOf, 0, 0},
+	}
+}
+
+// measureAll builds all cases and goes over them, printing a line each time.
+func measureAll(b *testing.B, cases []*dataCase) []figures {
+	for i, c := range cases {
+		c.lab2 = &lab{b, fmt.Sprintf("b%d%c", os.Getpid(), 'a'+i)}
+		b.Cleanup(func() {
+			c.lab2.run("down")
+			c.lab2.nothingLeft()
+		})
+		c.target = c.build(c.lab2.with(c.lab))
+		c.run(2, "iperf3", "-s", "-D")
+		c.run(1, "ping", "-c", "3", "-i", "0.2", "-W", strconv.Itoa(slow(1)), c.target)
+	}
+	var all []figures
+	for pass := 1; pass <= *passes; pass++ {
+		for _, c := range cases {
+			f := figures{c.name, pass, c.tcp(b), c.rtt(b), c.udp(b)}
+			fmt.Printf("data %s %d %.0f %.1f %.1f\n", f.Case, f.Pass, f.TCP, f.RTT, f.UDP)
+			all = append(all, f)
+		}
+	}
+	return all
+}
+
+// run runs a command at one end of a case.
+func (c *dataCase) run(host int, args ...string) string {
+	where := []string{"in", strconv.Itoa(host), fmt.Sprint("c", host)}
+	if c.name == "raw" {
+		where = []string{"exec", strconv.Itoa(host)}
+	}
+	return c.lab2.run(append(where, args...)...)
+}
+
+func (c *dataCase) iperf(b *testing.B, into any, args ...string) {
+	out := c.run(1, append([]string{"iperf3", "-J", "-c", c.target}, args...)...)
+	if err := json.Unmarshal([]byte(out), into); err != nil {
+		b.Fatalf("%s: iperf3: %v\n%s", c.name, err, out)
+	}
+}
+
+func (c *dataCase) tcp(b *testing.B) float64 {
+	var v struct {
+		End struct {
+			Received struct {
+				Bits float64 `json:"bits_per_second"`
+			} `json:"sum_received"`
+		}
+	}
+	c.iperf(b, &v, "-t", strconv.Itoa(*seconds))
+	return v.End.Received.Bits / 1e6
+}
+
+func (c *dataCase) udp(b *testing.B) float64 {
+	var v struct {
+		End struct {
+			Sum struct {
+				Packets float64
+				Lost    float64 `json:"lost_packets"`
+				Seconds float64
+			}
+		}
+	}
+	c.iperf(b, &v, "-u", "-b", "0", "-l", "64", "-t", "3")
+	return (v.End.Sum.Packets - v.End.Sum.Lost) / v.End.Sum.Seconds / 1000
+}
+
+var rttRE = regexp.MustCompile(`rtt min/avg/max/mdev = [\d.]+/([\d.]+)/`)
+
+func (c *dataCase) rtt(b *testing.B) float64 {
+	m := rttRE.FindStringSubmatch(c.run(1, "ping", "-q", "-i", "0.001", "-c", "1000", c.target))
+	if m == nil {
+		b.Fatalf("%s: ping said nothing of its RTT", c.name)
+	}
+	ms, err := strconv.ParseFloat(m[1], 64)
+	if err != nil {
+		b.Fatal(err)
+	}
+	return ms * 1000
+}
+
+// ---- building ------------------------------------------------------------------------------------
+
+// with brings up two hosts without a daemon.
+func (l *lab) with(args []string) *lab {
+	l.run(append([]string{"up", "-n", "2", "--no-start"}, args...)...)
+	return l
+}
+
+func raw(*lab) string { return "192.0.2.2" }
+
+// both runs a script on both hosts, with $h the host's number, $p the other's, and OVS_RUNDIR.
+func (l *lab) both(script string) {
+	l.t.Helper()
+	for h := 1; h <= 2; h++ {
+		l.run("exec", strconv.Itoa(h), "env", fmt.Sprint("h=", h), fmt.Sprint("p=", 3-h), "OVS_RUNDIR=/run/openvswitch", "bash", "-euc", script)
+	}
+}
+
+// The pieces of what is built by hand. A container c$h has 10.9.0.$h and the MAC 02:0a:00:00:00:0$h.
+const (
+	handContainer = `
+ip netns add c$h
+ip link add v$h mtu 1450 type veth peer name eth0 mtu 1450 address 02:0a:00:00:00:0$h netns c$h
+ip link set v$h up
+ip -n c$h link set lo up
+ip -n c$h addr add 10.9.0.$h/24 dev eth0
+ip -n c$h link set eth0 up
+`
+	handDevice = `
+ip link add vx7 mtu 1450 type vxlan id 7 local 192.0.2.$h dstport 14789 nolearning
+ip link set vx7 up
+bridge fdb append 00:00:00:00:00:00 dev vx7 dst 192.0.2.$p
+bridge fdb append 02:0a:00:00:00:0$p dev vx7 dst 192.0.2.$p
+`
+	handSwitch = `
+cd /run/openvswitch
+export OVS_LOGDIR=/var/log/openvswitch
+ovsdb-tool create conf.db /usr/share/openvswitch/vswitch.ovsschema
+ovsdb-server -vconsole:off conf.db --remote=punix:db.sock --pidfile=ovsdb-server.pid --detach --no-chdir --log-file
+ovs-vsctl --no-wait init
+[ -z "${tso:-}" ] || ovs-vsctl --no-wait set Open_vSwitch . other_config:userspace-tso-enable=true
+ovs-vswitchd -vconsole:off unix:db.sock --pidfile=ovs-vswitchd.pid --detach --no-chdir --log-file
+`
+	// What the userspace datapath cannot do for its own tunnels.
+	handNoOffload = `
+ethtool -K v$h tx off >/dev/null
+ip netns exec c$h ethtool -K eth0 tx off >/dev/null
+`
+	handTunnel = `-- add-port br-int t -- set interface t type=vxlan options:key=7 options:remote_ip=192.0.2.$p options:dst_port=14789`
+)
+
+func kernelBridge(l *lab) string {
+	l.both(handContainer + handDevice + `
+ip link add br0 mtu 1450 type bridge
+ip link set vx7 master br0
+ip link set v$h master br0
+ip link set br0 up
+`)
+	return "10.9.0.2"
+}
+
+func handA(l *lab) string {
+	l.both("modprobe openvswitch\n" + handContainer + handSwitch +
+		`ovs-vsctl add-br br-int -- add-port br-int v$h ` + handTunnel)
+	return "10.9.0.2"
+}
+
+func handB(l *lab) string {
+	l.both(handContainer + handNoOffload +
+		`ovs-vsctl add-br br-int -- set bridge br-int datapath_type=netdev -- add-port br-int v$h ` + handTunnel)
+	return "10.9.0.2"
+}
+
+func handC(l *lab) string {
+	l.both("tso=yes\n" + handContainer + handDevice + handSwitch +
+		`ovs-vsctl add-br br-int -- set bridge br-int datapath_type=netdev -- add-port br-int v$h -- add-port br-int vx7`)
+	return "10.9.0.2"
+}
+
+// ours is what meshnet makes of the same host by itself.
+func ours(l *lab) string {
+	for _, h := range []string{"1", "2"} {
+		l.run("start", h)
+		l.run("container", h, "c"+h)
+	}
+	l.run("converged", "-t", strconv.Itoa(slow(10)))
+	l.attach(1, "c1", "default")
+	return l.attach(2, "c2", "default")
+}
+
+// ---- the guest -----------------------------------------------------------------------------------
+
+// benchGuest runs the benchmark in the guest and returns what it printed.
+func benchGuest(b *testing.B) []figures {
+	ctx, cancel := context.WithTimeout(b.Context(), benchGuestMax)
+	defer cancel()
+	self, err := filepath.Abs(os.Args[0])
+	if err != nil {
+		b.Fatal(err)
+	}
+	cmd := exec.CommandContext(ctx, "./vm", self, "-test.run=^$", "-test.bench=DataPlane", "-test.benchtime=1x", "-test.timeout=2h",
+		"-lab", "-guest", fmt.Sprint("-passes=", *passes), fmt.Sprint("-seconds=", *seconds))
+	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
+	cmd.WaitDelay = 10 * time.Second
+	var all []figures
+	var text strings.Builder
+	pipe, err := cmd.StdoutPipe()
+	if err != nil {
+		b.Fatal(err)
+	}
+	cmd.Stderr = os.Stderr
+	if err := cmd.Start(); err != nil {
+		b.Fatal(err)
+	}
+	for s := bufio.NewScanner(pipe); s.Scan(); {
+		fmt.Fprintln(&text, s.Text())
+		var f figures
+		if n, _ := fmt.Sscanf(s.Text(), "data %s %d %g %g %g", &f.Case, &f.Pass, &f.TCP, &f.RTT, &f.UDP); n == 5 {
+			fmt.Println("guest:", s.Text())
+			all = append(all, f)
+		}
+	}
+	if err := cmd.Wait(); err != nil || len(all) == 0 {
+		b.Fatalf("testlab/vm: %v\n%s", err, text.String())
+	}
+	return all
+}
+
+// ---- the tables ----------------------------------------------------------------------------------
+
+func tables(w io.Writer, title string, cases []*dataCase, all []figures) {
+	fmt.Fprintf(w, "\n## %s\n\n| case | TCP Mbit/s | RTT µs | UDP 64 B, kpps |\n|---|---|---|---|\n", title)
+	for _, c := range cases {
+		fmt.Fprintf(w, "| %s | %s | %s | %s |\n", c.what, spread(values(all, c.name, tcpOf), "%.0f"),
+			spread(values(all, c.name, rttOf), "%.0f"), spread(values(all, c.name, udpOf), "%.0f"))
+	}
+}
+
+func ratios(w io.Writer, want []ratio, all []figures) {
+	fmt.Fprint(w, "\n| ratio | | budget | |\n|---|---|---|---|\n")
+	for _, r := range want {
+		of, to := values(all, r.of, r.get), values(all, r.to, r.get)
+		var quotients []float64
+		for i := range min(len(of), len(to)) {
+			quotients = append(quotients, of[i]/to[i])
+		}
+		budget, verdict := "", ""
+		if m := median(quotients); r.least != 0 || r.most != 0 {
+			budget = fmt.Sprintf("≥ %.2f", r.least)
+			holds := m >= r.least
+			if r.most != 0 {
+				budget, holds = fmt.Sprintf("≤ %.2f", r.most), m <= r.most
+			}
+			verdict = map[bool]string{true: "holds", false: "**missed**"}[holds]
+		}
+		fmt.Fprintf(w, "| %s: %s ÷ %s | %s | %s | %s |\n", r.what, r.of, r.to, spread(quotients, "%.2f"), budget, verdict)
+	}
+}
+
+// values returns the figures of a case in the order of passes.
+func values(all []figures, name string, get func(figures) float64) []float64 {
+	var vs []float64
+	for _, f := range all {
+		if f.Case == name {
+			vs = append(vs, get(f))
+		}
+	}
+	return vs
+}
+
+func median(vs []float64) float64 {
+	vs = slices.Sorted(slices.Values(vs))
+	n := len(vs)
+	switch {
+	case n == 0:
+		return math.NaN()
+	case n%2 == 1:
+		return vs[n/2]
+	}
+	return (vs[n/2-1] + vs[n/2]) / 2
+}
+
+func spread(vs []float64, format string) string {
+	if len(vs) == 0 {
+		return "–"
+	}
+	return fmt.Sprintf(format+" ("+format+"–"+format+")", median(vs), slices.Min(vs), slices.Max(vs))
+}
+
+func load() string {
+	text, _ := os.ReadFile("/proc/loadavg") // said in the report, or not
+	one, _, _ := strings.Cut(string(text), " ")
+	return cmp.Or(one, "unknown")
+}
+
+func release(b *testing.B) string {
+	text, err := os.ReadFile("/proc/sys/kernel/osrelease")
+	if err != nil {
+		b.Fatal(err)
+	}
+	return strings.TrimSpace(string(text))
+}
