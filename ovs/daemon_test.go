@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io/fs"
 	"log/slog"
+	"net"
 	"os"
 	"path/filepath"
 	"slices"
@@ -233,6 +234,78 @@ func TestLeaveOther(t *testing.T) {
 	eventually(t, sw, tunnelHost(state.OVSUserspace))
 	if got := host.Vsctl("list-br"); got != "" {
 		t.Errorf("bridges of the host: %s", got)
+	}
+}
+
+// TestLeaveOtherLater: what could not be removed when the switch started is removed when it can be.
+func TestLeaveOtherLater(t *testing.T) {
+	t.Parallel()
+	host := ovstest.Start(t)
+	host.Vsctl("add-br", "meshnet", "--", "set", "bridge", "meshnet", "datapath_type=dummy", "external_ids:meshnet=1")
+	sw, _ := private(t, false)
+	sw.config.HostRunDir = shortDir(t)
+	socket := filepath.Join(sw.config.HostRunDir, "db.sock")
+	mute, err := net.Listen("unix", socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	met := make(chan struct{}, 1)
+	go func() {
+		for {
+			c, err := mute.Accept()
+			if err != nil {
+				return
+			}
+			c.Close() // no OVSDB is spoken here
+			select {
+			case met <- struct{}{}:
+			default:
+			}
+		}
+	}()
+	run(t, sw)
+	eventually(t, sw, tunnelHost(state.OVSUserspace))
+	<-met
+	if err := mute.Close(); err != nil { // which removes the socket
+		t.Fatal(err)
+	}
+	if err := os.Symlink(host.DB, socket); err != nil {
+		t.Fatal(err)
+	}
+	for end := time.Now().Add(bound); host.Vsctl("list-br") != ""; <-time.After(50 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("bridges of the host: %s", host.Vsctl("list-br"))
+		}
+	}
+}
+
+// TestPurgeStuck: a private ovs-vswitchd that does not answer goes too, and with it all of the instance.
+func TestPurgeStuck(t *testing.T) {
+	t.Parallel()
+	sw, dir := private(t, false)
+	ctx := context.Background()
+	if err := sw.own.ensure(ctx, false); err != nil {
+		t.Fatal(err)
+	}
+	db, err := dialDB(ctx, sw.own.address())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.close()
+	h := tunnelHost(state.OVSUserspace)
+	have := db.observe("meshnet")
+	if err := db.transact(ctx, (difference{addBridge: true}).first(h, have)); err != nil {
+		t.Fatal(err)
+	}
+	pid, _ := sw.own.pid(switchProgram)
+	if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := purgePrivate(ctx, *sw.own, "meshnet"); err != nil {
+		t.Error(err)
+	}
+	if _, err := os.Stat(privateDir(dir)); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("%s is left: %v", privateDir(dir), err)
 	}
 }
 

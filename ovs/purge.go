@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"time"
 
 	"github.com/ovn-org/libovsdb/ovsdb"
 
@@ -27,6 +28,21 @@ func Purge(ctx context.Context, c PurgeConfig) ([]plan.Step, error) {
 	steps, err := purgeBridge(ctx, address, c.Bridge)
 	more, err2 := purgePrivate(ctx, instance{dir: privateDir(c.RunDir)}, c.Bridge)
 	return append(steps, more...), errors.Join(err, err2)
+}
+
+// leave calls leaveOther until it has nothing more to do. What cannot be removed now, for an
+// ovs-vswitchd that does not answer, must not stay for good.
+func (s *Switch) leave(ctx context.Context) {
+	if s.left || time.Now().Before(s.leaving.at) {
+		return
+	}
+	err := s.leaveOther(ctx)
+	if s.left = err == nil; s.left {
+		return
+	}
+	s.leaving.delay = min(max(2*s.leaving.delay, againMin), againMax)
+	s.leaving.at = time.Now().Add(s.leaving.delay)
+	s.config.Log.Warn("what an earlier run left in another Open vSwitch is still there", "err", err, "retry", s.leaving.delay)
 }
 
 // leaveOther removes what an earlier run with another choice left in the instance that is not ours
@@ -78,7 +94,8 @@ func purgeBridge(ctx context.Context, address, bridge string) ([]plan.Step, erro
 }
 
 // purgePrivate removes a private instance: its bridge first, so that ovs-vswitchd itself takes back
-// what it made, then its daemons and its directory.
+// what it made, then its daemons and its directory. One that does not answer is stopped all the same:
+// what it made on the userspace datapath ends with it.
 func purgePrivate(ctx context.Context, in instance, bridge string) ([]plan.Step, error) {
 	if _, err := os.Stat(in.dir); err != nil {
 		return nil, nil // there is none, or nothing that we could remove
@@ -88,7 +105,7 @@ func purgePrivate(ctx context.Context, in instance, bridge string) ([]plan.Step,
 	if in.running(switchProgram) && answers(filepath.Join(in.dir, "db.sock")) {
 		var err error
 		if steps, err = purgeBridge(ctx, in.address(), bridge); err != nil {
-			errs = append(errs, err)
+			steps = append(steps, plan.Step{Op: "give up", What: err.Error()})
 		}
 	}
 	for _, program := range []string{switchProgram, serverProgram} {

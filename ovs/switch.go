@@ -65,6 +65,9 @@ type Switch struct {
 	retries   map[string]retry // by name of a port that failed
 	warmth    warmth
 
+	left    bool  // nothing is left in the other instance; Run's, as is the next
+	leaving retry // when to look again while something is
+
 	mu   sync.Mutex
 	db   *database     // nil: not connected
 	up   chan struct{} // closed when db is set
@@ -116,11 +119,9 @@ func (s *Switch) drifted() {
 // Run starts the instance where it has to, connects, and does both again whenever one is lost, until
 // ctx ends. It leaves the instance running.
 func (s *Switch) Run(ctx context.Context) error {
-	if err := s.leaveOther(ctx); err != nil {
-		s.config.Log.Warn("what an earlier run left in another Open vSwitch stays there", "err", err)
-	}
 	delay := backoffMin
 	for {
+		s.leave(ctx)
 		began := time.Now()
 		err := s.session(ctx)
 		s.disconnect()
@@ -222,6 +223,7 @@ func (s *Switch) watch(ctx context.Context, db *database) error {
 			counted++
 			s.recount(ctx, counted)
 		case <-look.C:
+			s.leave(ctx)
 			if err := s.revive(ctx); err != nil {
 				return err
 			}
