@@ -30,7 +30,8 @@ var house = map[string][]string{
 	"mesh":        {"crdt", "ipam", "mesh/gossip", "state"},
 
 	"ovs/openflow": {"ovs/flow"},
-	"ovs":          {"ovs/flow", "ovs/openflow", "plan", "state"},
+	"ovs/echo":     {"ovs/flow", "plan", "state"},
+	"ovs":          {"ovs/echo", "ovs/flow", "ovs/openflow", "plan", "state"},
 	"netns":        {"plan", "state"},
 	"agent":        {"plan", "state"},
 	"api":          {"agent", "plan", "state"},
@@ -50,7 +51,7 @@ var house = map[string][]string{
 }
 
 // pure packages compute: the same input gives the same output.
-var pure = []string{"crdt", "state", "ipam", "mesh/gossip", "plan", "ovs/flow", "ovs/openflow"}
+var pure = []string{"crdt", "state", "ipam", "mesh/gossip", "plan", "ovs/flow", "ovs/openflow", "ovs/echo"}
 
 // owners says which packages know a library. Their tests' helpers are named where they need it.
 var owners = map[string][]string{

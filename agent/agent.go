@@ -92,6 +92,8 @@ type Config struct {
 	Links     Applier // veths, VXLAN devices, firewall; applied first
 	Switch    Switch  // bridge, ports, flows
 	Sandboxes Sandboxes
+	// Paths returns what probes through the tunnels say, for people; nil: there are none.
+	Paths func() map[state.NodeID]state.Path
 
 	Choice   plan.Choice   // of switch and transport, made at start
 	Underlay plan.Underlay // what carries gossip and tunnels

@@ -92,6 +92,33 @@ func (n *node) put(t *testing.T, ctx context.Context, container, network string)
 	return at
 }
 
+// TestProbedNodes: what probes say of a tunnel is shown instead of what gossip says, and only where
+// something was probed.
+func TestProbedNodes(t *testing.T) {
+	bubble(t, 3, func(_ context.Context, hosts []*node) {
+		a := hosts[0]
+		a.c.Paths = func() map[state.NodeID]state.Path {
+			return map[state.NodeID]state.Path{
+				2: {Up: true, RTT: time.Millisecond, Loss: 0.25}, 7: {Up: true}, // 7 is no node of the mesh
+			}
+		}
+		nodes := a.Nodes()
+		if len(nodes) != 3 {
+			t.Fatalf("%+v", nodes)
+		}
+		if n := nodes[1]; !n.Tunnel || !n.Probed || n.RTT != time.Millisecond || n.Loss != 0.25 {
+			t.Errorf("%+v", n)
+		}
+		if n := nodes[2]; !n.Tunnel || n.Probed {
+			t.Errorf("%+v", n)
+		}
+		a.c.Paths = func() map[state.NodeID]state.Path { return map[state.NodeID]state.Path{3: {Loss: 1}} }
+		if n := a.Nodes()[2]; n.Tunnel || !n.Probed || n.Loss != 1 {
+			t.Errorf("%+v", n)
+		}
+	})
+}
+
 // TestConverge: a hundred agents, a container on each; every host comes to know all others.
 func TestConverge(t *testing.T) {
 	const n = 100

@@ -58,8 +58,12 @@ type Network struct {
 // Node is a node that the state names or that is a member of the mesh.
 type Node struct {
 	state.Peer
-	// Tunnel: this host has a way to it and it is alive.
+	// Tunnel: this host has a way to it, and probes come back from there. To a node with which it shares
+	// no network none are sent: then, that the node is alive.
 	Tunnel bool
+	// Probed: Peer.RTT and Loss are of probes through the tunnel. Otherwise RTT is the gossip's.
+	Probed bool
+	Loss   float64 // part of the last probes that did not come back, 0 to 1
 }
 
 // Status is what this node says of itself and of the mesh.
@@ -103,8 +107,15 @@ func (a *Agent) Nodes() []Node {
 		_, recorded := view.Node(p.ID)
 		nodes[p.ID] = Node{Peer: p, Tunnel: !p.Self && p.State == state.Alive && recorded && now.host != nil}
 	}
+	var paths map[state.NodeID]state.Path
+	if a.c.Paths != nil {
+		paths = a.c.Paths()
+	}
 	all := make([]Node, 0, len(nodes))
-	for _, n := range nodes {
+	for id, n := range nodes {
+		if path, ok := paths[id]; ok {
+			n.Tunnel, n.Probed, n.Loss, n.RTT = path.Up, true, path.Loss, path.RTT
+		}
 		all = append(all, n)
 	}
 	slices.SortFunc(all, func(x, y Node) int {

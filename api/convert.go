@@ -45,6 +45,9 @@ func nodeOf(n agent.Node) Node {
 	if !n.Since.IsZero() {
 		out.Since = &n.Since
 	}
+	if n.Probed {
+		out.Loss = &n.Loss
+	}
 	switch {
 	case n.Self:
 	case n.Tunnel:

@@ -11,7 +11,8 @@ type Node struct {
 	Address string     `json:"address"`
 	State   string     `json:"state"`  // alive, suspect, dead or left
 	Tunnel  string     `json:"tunnel"` // up, down, or empty for the node that answers
-	RTT     float64    `json:"rtt"`    // seconds; 0: not measured
+	RTT     float64    `json:"rtt"`    // seconds, through the tunnel if it is probed; 0: not measured
+	Loss    *float64   `json:"loss"`   // part of the last probes through the tunnel that was lost; null: not probed
 	Self    bool       `json:"self"`
 	Version string     `json:"version"`
 	Since   *time.Time `json:"since"` // of State; null: not known

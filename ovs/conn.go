@@ -145,7 +145,7 @@ func (c *ofConn) Close() {
 // serve reads until the connection ends and answers echoes meanwhile. The answers have a goroutine of their own,
 // because the reader must never wait for the switch to read: the switch may be waiting for us.
 func (c *ofConn) serve(in *bufio.Reader) {
-	echoes := make(chan echo, echoMax)
+	echoes := make(chan question, echoMax)
 	var answering sync.WaitGroup
 	answering.Go(func() {
 		for e := range echoes {
@@ -165,12 +165,13 @@ func (c *ofConn) serve(in *bufio.Reader) {
 	close(c.done)
 }
 
-type echo struct {
+// question is an echo request that waits for its answer.
+type question struct {
 	xid  uint32
 	data []byte
 }
 
-func (c *ofConn) read(in *bufio.Reader, echoes chan<- echo) error {
+func (c *ofConn) read(in *bufio.Reader, echoes chan<- question) error {
 	buf := make([]byte, openflow.MaxLen)
 	for {
 		h, m, err := readMessage(in, buf)
@@ -183,7 +184,7 @@ func (c *ofConn) read(in *bufio.Reader, echoes chan<- echo) error {
 			continue
 		}
 		select {
-		case echoes <- echo{h.XID, e.Data}:
+		case echoes <- question{h.XID, e.Data}:
 		default: // so many wait for their answer that one more would not help
 			c.ignore()
 		}

@@ -52,6 +52,7 @@ type Switch struct {
 	address string    // of the database
 	dir     string    // of the instance's sockets
 	mgmt    string    // the bridge's OpenFlow socket
+	prober  *prober
 	drift   chan struct{}
 	dialled chan struct{} // holds a token when there is a new OpenFlow connection
 	// devices returns the index of each network device of the host. A test has its own.
@@ -102,6 +103,7 @@ func New(c Config) (*Switch, error) {
 		s.address, s.dir = hostAddress(c.OVSDB, c.HostRunDir)
 	}
 	s.mgmt = filepath.Join(s.dir, c.Bridge+".mgmt")
+	s.prober = newProber(s.mgmt)
 	return s, nil
 }
 
@@ -119,6 +121,9 @@ func (s *Switch) drifted() {
 // Run starts the instance where it has to, connects, and does both again whenever one is lost, until
 // ctx ends. It leaves the instance running.
 func (s *Switch) Run(ctx context.Context) error {
+	var probing sync.WaitGroup
+	defer probing.Wait()
+	probing.Go(func() { s.prober.run(ctx) })
 	delay := backoffMin
 	for {
 		s.leave(ctx)
@@ -285,6 +290,7 @@ func (s *Switch) Apply(ctx context.Context, h *plan.Host) ([]plan.Step, plan.Fou
 	defer s.applying.Unlock()
 	if h != s.last {
 		s.last, s.retries = h, map[string]retry{} // what failed may go well now
+		s.prober.aim(h)
 	}
 	db, err := s.reach(ctx)
 	if err != nil {

@@ -158,6 +158,13 @@ type Peer struct {
 	Self    bool
 }
 
+// Path is what frames sent to a peer through the encapsulation say of the way to it.
+type Path struct {
+	Up   bool
+	RTT  time.Duration
+	Loss float64 // part of the last probes that was not answered, 0 to 1
+}
+
 // Agreement is what all members said when asked for their digest.
 type Agreement struct {
 	Digest   [16]byte

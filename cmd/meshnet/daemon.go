@@ -107,7 +107,7 @@ func run(ctx context.Context, o options, log *slog.Logger, parent *os.File) erro
 		return err
 	}
 	doer, err := agent.New(agent.Config{
-		Mesh: node, Links: links, Switch: bridge, Sandboxes: &containers{dockerd},
+		Mesh: node, Links: links, Switch: bridge, Sandboxes: &containers{dockerd}, Paths: bridge.Paths,
 		Choice: h.choice, Underlay: h.underlay, Version: version, Warnings: h.warnings, Log: log,
 	})
 	if err != nil {

@@ -73,10 +73,12 @@ func (d *door) Nodes() []agent.Node {
 			State: s, RTT: rtt, Version: "0.1.0", Since: born.Add(time.Duration(id&0xf) * time.Minute), Self: id == node1,
 		}}
 	}
-	return []agent.Node{
+	nodes := []agent.Node{
 		node(node1, state.Alive, false, 0), node(node2, state.Alive, true, 412*time.Microsecond),
 		node(node3, state.Dead, false, 0),
 	}
+	nodes[1].Probed, nodes[1].Loss = true, 0.046875
+	return nodes
 }
 
 func (d *door) Status(context.Context) agent.Status {

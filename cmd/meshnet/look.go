@@ -67,19 +67,22 @@ func (t *terminal) nodes() *cli.Command {
 }
 
 func (t *terminal) members(all []api.Node) {
-	rows := [][]string{{"NAME", "ID", "ADDRESS", "STATE", "TUNNEL", "RTT", "VERSION", "SINCE"}}
+	rows := [][]string{{"NAME", "ID", "ADDRESS", "STATE", "TUNNEL", "RTT", "LOSS", "VERSION", "SINCE"}}
 	for _, n := range all {
-		name, rtt, since := n.Name, "", ""
+		name, rtt, loss, since := n.Name, "", "", ""
 		if n.Self {
 			name += " *"
 		}
 		if n.RTT > 0 {
 			rtt = time.Duration(n.RTT * float64(time.Second)).Round(10 * time.Microsecond).String()
 		}
+		if n.Loss != nil {
+			loss = fmt.Sprintf("%.0f%%", 100**n.Loss)
+		}
 		if n.Since != nil {
 			since = age(t.now().Sub(*n.Since))
 		}
-		rows = append(rows, []string{name, n.ID, n.Address, n.State, n.Tunnel, rtt, n.Version, since})
+		rows = append(rows, []string{name, n.ID, n.Address, n.State, n.Tunnel, rtt, loss, n.Version, since})
 	}
 	t.table(rows)
 }

@@ -7,7 +7,7 @@ import (
 	"meshnet/state"
 )
 
-// Action is one of [Output], [OutputInPort], [SetField], [Move] and [Goto]; a value that can be
+// Action is one of [Output], [OutputInPort], [Controller], [SetField], [Move] and [Goto]; a value that can be
 // compared.
 type Action interface {
 	// String returns the action in ovs-ofctl's syntax.
@@ -20,6 +20,9 @@ type Output struct{ Port uint32 }
 
 // OutputInPort sends the packet back to the port it came from.
 type OutputInPort struct{}
+
+// Controller hands the whole packet to the controllers that want to hear of packets.
+type Controller struct{}
 
 // SetField writes a whole field.
 type SetField struct {
@@ -36,6 +39,7 @@ type Goto struct{ Table uint8 }
 
 func (Output) action()       {}
 func (OutputInPort) action() {}
+func (Controller) action()   {}
 func (SetField) action()     {}
 func (Move) action()         {}
 func (Goto) action()         {}

@@ -41,8 +41,22 @@ func Base(h *plan.Host) []Flow {
 		add(TableClassify, prioExact, Match{InPort: t.OFPort},
 			Move{FieldTunID, FieldMetadata}, Goto{TableLocal})
 	}
+	probes(add)
 	slices.SortFunc(fs, Compare)
 	return fs
+}
+
+// ProbeAnswer is the source of a probe that was answered. No network card has a MAC that is locally
+// administered and spells mesh.
+var ProbeAnswer = state.MAC{0x02, 'm', 'e', 's', 'h', 0}
+
+// probes answers the probes of package echo and hands over answers. Only what came from a peer gets
+// as far as this table with that type: a container's is dropped by its guard.
+func probes(add func(table uint8, prio uint16, m Match, as ...Action)) {
+	m := Match{EthType: EthTypeProbe}
+	add(TableLocal, prioDeny, m, Move{FieldEthSrc, FieldEthDst}, SetMAC(FieldEthSrc, ProbeAnswer), OutputInPort{})
+	m.EthSrc = ExactMAC(ProbeAnswer)
+	add(TableLocal, prioDeny+1, m, Controller{})
 }
 
 // Compile returns the flows of one network on a host in canonical order. Of h only the transport

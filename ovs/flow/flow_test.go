@@ -83,11 +83,13 @@ func genMatch(t *rapid.T) Match {
 }
 
 func genAction(t *rapid.T) Action {
-	switch rapid.IntRange(0, 3).Draw(t, "action") {
+	switch rapid.IntRange(0, 4).Draw(t, "action") {
 	case 0:
 		return Output{rapid.Uint32().Draw(t, "port")}
 	case 1:
 		return OutputInPort{}
+	case 3:
+		return Controller{}
 	case 2:
 		f := Field(rapid.IntRange(int(FieldTunID), int(fieldEnd)-1).Draw(t, "field"))
 		return SetField{f, rapid.Uint64().Draw(t, "value") >> (64 - f.Bits())}

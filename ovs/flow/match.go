@@ -14,6 +14,9 @@ const (
 	EthTypeARP  uint16 = 0x0806
 	EthTypeIPv6 uint16 = 0x86dd
 
+	// EthTypeProbe is for experiments on one's own network: local experimental EtherType 1.
+	EthTypeProbe uint16 = 0x88b5
+
 	ProtoICMP uint8 = 1
 	ProtoTCP  uint8 = 6
 	ProtoUDP  uint8 = 17

@@ -130,7 +130,10 @@ func (m *Match) parseField(name, value string) (err error) {
 }
 
 func parseAction(word string) (Action, error) {
-	if word == "IN_PORT" {
+	switch word {
+	case "CONTROLLER:65535":
+		return Controller{}, nil
+	case "IN_PORT":
 		return OutputInPort{}, nil
 	}
 	verb, arg, _ := strings.Cut(word, ":")

@@ -136,6 +136,8 @@ var guarded = []probe{
 	{"to nobody", 1, ip(a1, "02:42:0a:01:00:09", "10.1.0.2", "10.1.0.9"), ""},
 	{"to a member of the other network", 1, ip(a1, w1, "10.1.0.2", "10.2.0.2"), ""},
 	{"IPv6", 1, "ipv6,dl_src=" + a1 + ",dl_dst=33:33:00:00:00:01,ipv6_src=fe80::1,ipv6_dst=ff02::1", ""},
+	{"a probe", 1, "dl_type=0x88b5,dl_src=" + a1 + ",dl_dst=" + a2, ""},
+	{"what looks like the answer to a probe", 1, "dl_type=0x88b5,dl_src=02:6d:65:73:68:00,dl_dst=" + a2, ""},
 	{"something else", 1, "dl_type=0x88cc,dl_src=" + a1 + ",dl_dst=" + all, ""},
 	{"asks for a member elsewhere", 1, ask(a1, "10.1.0.2", "10.1.0.3"), "IN_PORT"},
 	{"asks before it has an address", 1, ask(a1, "0.0.0.0", "10.1.0.3"), "IN_PORT"},
@@ -167,6 +169,8 @@ var packets = map[string][]probe{
 		{"to node 3", 1, ip(a1, a3, "10.1.0.2", "10.1.0.4"), "40002"},
 		{"broadcast", 1, ip(a1, all, "10.1.0.2", "10.1.255.255"), "40001 40002"},
 		{"multicast", 1, ip(a1, group, "10.1.0.2", "224.0.0.251"), "40001 40002"},
+		{"a probe from a tunnel", 40001, "tun_id=VNI of default,dl_type=0x88b5,dl_src=" + a2 + ",dl_dst=" + a1, "IN_PORT"},
+		{"an answered probe from a tunnel", 40001, "tun_id=VNI of default,dl_type=0x88b5,dl_src=02:6d:65:73:68:00,dl_dst=" + a1, "CONTROLLER:65535"},
 		{"from a tunnel to here", 40001, "tun_id=VNI of default," + ip(a2, a1, "10.1.0.3", "10.1.0.2"), "1"},
 		{"from a tunnel to another peer", 40001, "tun_id=VNI of default," + ip(a2, a3, "10.1.0.3", "10.1.0.4"), ""},
 		{"from a tunnel, broadcast", 40001, "tun_id=VNI of default," + ip(a2, all, "10.1.0.3", "10.1.255.255"), "1"},
@@ -176,6 +180,8 @@ var packets = map[string][]probe{
 	"three-kernel-vxlan": append([]probe{
 		{"to node 3", 1, ip(a1, a3, "10.1.0.2", "10.1.0.4"), "50001"},
 		{"broadcast", 1, ip(a1, all, "10.1.0.2", "10.1.255.255"), "50001"},
+		{"a probe from the device", 50001, "dl_type=0x88b5,dl_src=" + a2 + ",dl_dst=" + a1, "IN_PORT"},
+		{"an answered probe from the device", 50001, "dl_type=0x88b5,dl_src=02:6d:65:73:68:00,dl_dst=" + a1, "CONTROLLER:65535"},
 		{"from the device to here", 50001, ip(a2, a1, "10.1.0.3", "10.1.0.2"), "1"},
 		{"from the device to another peer", 50001, ip(a2, a3, "10.1.0.3", "10.1.0.4"), ""},
 		{"from the device, broadcast", 50001, ip(a2, all, "10.1.0.3", "10.1.255.255"), "1"},
@@ -236,7 +242,7 @@ func outputs(trace string) string {
 		switch port, ok := strings.CutPrefix(line, "output:"); {
 		case ok:
 			ports = append(ports, port)
-		case line == "IN_PORT":
+		case line == "IN_PORT", line == "CONTROLLER:65535":
 			ports = append(ports, line)
 		case strings.Contains(line, "skipping output"):
 			ports = ports[:len(ports)-1]

@@ -132,6 +132,9 @@ func (a Output) String() string { return fmt.Sprintf("output:%d", a.Port) }
 // String returns IN_PORT.
 func (OutputInPort) String() string { return "IN_PORT" }
 
+// String returns CONTROLLER:65535, which is the whole packet.
+func (Controller) String() string { return "CONTROLLER:65535" }
+
 // String returns set_field:VALUE->FIELD.
 func (a SetField) String() string {
 	return "set_field:" + a.Field.format(a.Value) + "->" + a.Field.String()

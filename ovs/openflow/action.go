@@ -20,7 +20,11 @@ const (
 	niciraMove         = 6
 
 	portInPort = 0xfffffff8
-	portMax    = 0xffffff00 // the largest number of a real port; above are words like in_port and controller
+
+	// noBufferLen has the switch hand over whole packets rather than keep them.
+	noBufferLen = 0xffff
+
+	portMax = 0xffffff00 // the largest number of a real port; above are words like in_port and controller
 )
 
 // The older names of fields, which Open vSwitch uses in a move.
@@ -119,6 +123,10 @@ func appendAction(b []byte, a flow.Action) ([]byte, error) {
 		return appendOutput(b, a.Port), nil
 	case flow.OutputInPort:
 		return appendOutput(b, portInPort), nil
+	case flow.Controller:
+		b = appendOutput(b, portController)
+		binary.BigEndian.PutUint16(b[len(b)-8:], noBufferLen)
+		return b, nil
 	case flow.SetField:
 		id, _, err := fieldIDs(a.Field)
 		if err != nil || a.Value&^id.ones() != 0 {
@@ -219,9 +227,11 @@ func decodeAction(r *reader) (flow.Action, error) {
 }
 
 func decodeOutput(r *reader) (flow.Action, error) {
-	to := r.u32()
-	r.skip(8)
+	to, whole := r.u32(), r.u16()
+	r.skip(6)
 	switch {
+	case to == portController && whole == noBufferLen:
+		return flow.Controller{}, nil
 	case to == portInPort:
 		return flow.OutputInPort{}, nil
 	case to == 0 || to > portMax:

@@ -103,14 +103,20 @@ func genActions(t *rapid.T, table uint8, ethType uint16) []flow.Action {
 	}
 	field := rapid.SampledFrom(fields)
 	actions := rapid.SliceOfN(rapid.Custom(func(t *rapid.T) flow.Action {
-		switch rapid.IntRange(0, 3).Draw(t, "kind") {
+		switch rapid.IntRange(0, 4).Draw(t, "kind") {
 		case 0:
 			return flow.Output{Port: rapid.Uint32Range(1, 0xfeff).Draw(t, "port")}
 		case 1:
 			return flow.OutputInPort{}
+		case 3:
+			return flow.Controller{}
 		case 2:
 			f := field.Draw(t, "field")
-			return flow.SetField{Field: f, Value: rapid.Uint64().Draw(t, "value") >> (64 - f.Bits())}
+			value := rapid.Uint64().Draw(t, "value") >> (64 - f.Bits())
+			if f == flow.FieldARPOp {
+				value &= 0xff // more is none to Open vSwitch
+			}
+			return flow.SetField{Field: f, Value: value}
 		}
 		from := field.Draw(t, "from")
 		to := field.Filter(func(f flow.Field) bool { return f.Bits() == from.Bits() }).Draw(t, "to")

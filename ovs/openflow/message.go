@@ -26,6 +26,8 @@ const (
 	TypeEchoReply        Type = 3
 	TypeFeaturesRequest  Type = 5
 	TypeFeaturesReply    Type = 6
+	TypeSetConfig        Type = 9
+	TypePacketIn         Type = 10
 	TypePacketOut        Type = 13
 	TypeFlowMod          Type = 14
 	TypeMultipartRequest Type = 18
@@ -97,7 +99,7 @@ type BundleAdd struct {
 	Mod FlowMod
 }
 
-// Other is a message of a type that this package does not read, such as packet-in and port-status.
+// Other is a message of a type that this package does not read, such as port-status.
 type Other struct{ Type Type }
 
 func (Hello) message()            {}
@@ -112,6 +114,8 @@ func (BundleControl) message()    {}
 func (BundleAdd) message()        {}
 func (FlowMod) message()          {}
 func (PacketOut) message()        {}
+func (PacketIn) message()         {}
+func (SetConfig) message()        {}
 func (FlowStatsRequest) message() {}
 func (FlowStatsReply) message()   {}
 func (Other) message()            {}
@@ -178,6 +182,10 @@ func appendBody(b []byte, xid uint32, m Message) ([]byte, error) {
 		return appendFlowMod(b, m)
 	case PacketOut:
 		return appendPacketOut(b, m)
+	case PacketIn:
+		return appendPacketIn(b, m), nil
+	case SetConfig:
+		return binary.BigEndian.AppendUint32(b, uint32(m.MissLen)), nil // no flags
 	case FlowStatsRequest:
 		return appendMultipartRequest(b, multipartFlow, m.Cookie, m.CookieMask), nil
 	case FlowCountRequest:
@@ -216,6 +224,10 @@ func typeOf(m Message) Type {
 		return TypeFlowMod
 	case PacketOut:
 		return TypePacketOut
+	case PacketIn:
+		return TypePacketIn
+	case SetConfig:
+		return TypeSetConfig
 	case FlowStatsRequest, FlowCountRequest:
 		return TypeMultipartRequest
 	case FlowStatsReply, FlowCountReply:
@@ -298,6 +310,12 @@ func decodeBody(h Header, b []byte) (Message, error) {
 		return decodeFlowMod(r)
 	case TypePacketOut:
 		return decodePacketOut(r)
+	case TypePacketIn:
+		return decodePacketIn(r)
+	case TypeSetConfig:
+		r.skip(2)
+		m := SetConfig{MissLen: r.u16()}
+		return m, r.end()
 	case TypeMultipartRequest:
 		return decodeMultipartRequest(r)
 	case TypeMultipartReply:
@@ -366,6 +384,10 @@ func (t Type) String() string {
 		return "flow mod"
 	case TypePacketOut:
 		return "packet out"
+	case TypePacketIn:
+		return "packet in"
+	case TypeSetConfig:
+		return "set config"
 	case TypeMultipartRequest:
 		return "multipart request"
 	case TypeMultipartReply:

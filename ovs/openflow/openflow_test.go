@@ -40,7 +40,7 @@ var genMod = rapid.Custom(func(t *rapid.T) FlowMod {
 })
 
 var genMessage = rapid.Custom(func(t *rapid.T) Message {
-	switch rapid.IntRange(0, 13).Draw(t, "kind") {
+	switch rapid.IntRange(0, 15).Draw(t, "kind") {
 	case 0:
 		return Hello{Versions: rapid.Uint32().Draw(t, "versions")}
 	case 1:
@@ -77,6 +77,10 @@ var genMessage = rapid.Custom(func(t *rapid.T) Message {
 			}
 		}
 		return m
+	case 13:
+		return PacketIn{Cookie: rapid.Uint64().Draw(t, "cookie"), Data: genData(t)}
+	case 14:
+		return SetConfig{MissLen: rapid.Uint16().Draw(t, "miss")}
 	case 11:
 		return FlowStatsRequest{Cookie: rapid.Uint64().Draw(t, "cookie"), CookieMask: rapid.Uint64().Draw(t, "mask")}
 	}
@@ -214,6 +218,8 @@ func samples() []Message {
 	for _, f := range flows {
 		messages = append(messages, FlowMod{Command: Add, Flow: f})
 	}
+	messages = append(messages, SetConfig{MissLen: 128}, PacketIn{Cookie: flow.BaseCookie, Data: []byte("frame")},
+		FlowMod{Command: Add, Flow: flow.Flow{Table: 40, Cookie: flow.BaseCookie, Actions: []flow.Action{flow.Controller{}}}})
 	return messages
 }
 

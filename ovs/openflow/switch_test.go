@@ -203,7 +203,7 @@ func TestForeignFlowsOfOpenVSwitch(t *testing.T) {
 		"table=7,actions=move:OXM_OF_METADATA[0..15]->NXM_NX_TUN_ID[0..15]",
 		"table=8,actions=set_field:0x3/0xf->metadata",
 		"table=9,actions=set_field:5->reg1",
-		"table=10,actions=controller",
+		"table=10,actions=controller(max_len=100)",
 		"table=11,actions=NORMAL",
 		"table=12,actions=write_metadata:5,goto_table:13",
 		"table=13,actions=write_actions(output:1)",

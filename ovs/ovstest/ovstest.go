@@ -100,6 +100,9 @@ func Start(t testing.TB) *Instance {
 // Mgmt returns the path of a bridge's OpenFlow socket.
 func (in *Instance) Mgmt(bridge string) string { return filepath.Join(in.Dir, bridge+".mgmt") }
 
+// PID returns the process id of a daemon, Server or Switchd, that was started.
+func (in *Instance) PID(name string) int { return in.daemons[name].cmd.Process.Pid }
+
 // Vsctl runs ovs-vsctl and returns what it printed, without space around it. The test fails if the
 // command does.
 func (in *Instance) Vsctl(args ...string) string {
