@@ -79,6 +79,7 @@ func guestParts(t *testing.T) {
 		l.reach()
 	})
 	t.Run("OVSKernel", func(t *testing.T) {
+		t.Run("tunnels", func(t *testing.T) { l.on(t).tunnels() })
 		t.Run("full mesh", func(t *testing.T) { l.on(t).fullMesh() })
 		t.Run("large packets", func(t *testing.T) { l.on(t).largestPacket(1450) })
 		t.Run("transfer", func(t *testing.T) { l.on(t).transfer(20_000_000) })
@@ -95,6 +96,7 @@ func guestParts(t *testing.T) {
 		}
 		l.run("converged", "-t", "60")
 		l.reach()
+		t.Run("tunnels", func(t *testing.T) { l.on(t).tunnels() })
 		t.Run("large packets", func(t *testing.T) { l.on(t).largestPacket(1450) })
 		t.Run("transfer", func(t *testing.T) { l.on(t).transfer(20_000_000) })
 	})
@@ -151,12 +153,23 @@ func showModule(t *testing.T) {
 	}
 }
 
-// again stops the daemon of a host and starts it with other flags.
+// again stops the daemon of a host and starts it with other flags. A host that takes longer than up
+// waits is waited for: the guest is slow.
 func (l *lab) again(host int, flags ...string) {
 	l.t.Helper()
-	for _, args := range [][]string{{"down"}, append([]string{"up", "-d"}, flags...)} {
-		if out, err := l.try(append([]string{"exec", strconv.Itoa(host), "meshnet"}, args...)...); err != nil {
-			l.t.Errorf("%v\n%s", err, out) // not Fatal: may run beside others
+	h := strconv.Itoa(host)
+	if out, err := l.try("exec", h, "meshnet", "down"); err != nil {
+		l.t.Errorf("%v\n%s", err, out) // not Fatal: may run beside others
+	}
+	_, err := l.try(append([]string{"exec", h, "meshnet", "up", "-d"}, flags...)...)
+	for end := time.Now().Add(4 * time.Minute); err != nil; time.Sleep(time.Second) {
+		out, _ := l.try("exec", h, "meshnet", "status", "--json")
+		if strings.Contains(out, `"pending": []`) {
+			return
+		}
+		if time.Now().After(end) {
+			l.t.Errorf("%v\n%s", err, out)
+			return
 		}
 	}
 }
@@ -227,7 +240,7 @@ func (l *lab) restartTouchesNothing() {
 	}
 	watch(&pings, "in", "1", "c1", "ping", "-i", "0.2", l.address("c2", "web"))
 	watch(&flows, "exec", "1", "ovs-ofctl", "-O", "OpenFlow13", "monitor", "meshnet", "watch:!initial,!own")
-	watch(&rows, "exec", "1", "ovsdb-client", "monitor", "unix:/run/openvswitch/db.sock", "Open_vSwitch", "Port", "Interface", "name,ofport,options")
+	watch(&rows, "exec", "1", "ovsdb-client", "monitor", "unix:/run/openvswitch/db.sock", "Open_vSwitch", "Interface", "name,ofport,ofport_request,options,external_ids")
 	time.Sleep(5 * time.Second) // a ping and two monitors have started; the guest is slow
 	quiet := strings.Count(rows.String(), "\n")
 	l.run("kill", "1")
@@ -250,6 +263,7 @@ func (l *lab) restartTouchesNothing() {
 	if !strings.Contains(flows.String(), "event=") || strings.Count(rows.String(), "\n") == quiet {
 		l.t.Errorf("a container came, and nobody saw it: flows %q, rows %q", flows.String(), rows.String())
 	}
+	l.meshnet(1, "detach", "late")
 	l.run("rmcontainer", "1", "late")
 	for _, w := range watchers {
 		stop(l.t, w)

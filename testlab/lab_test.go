@@ -70,6 +70,7 @@ func TestKernelVXLAN(t *testing.T) {
 		}
 	}
 	t.Run("matrix", func(t *testing.T) { l.on(t).reach() })
+	t.Run("tunnels", func(t *testing.T) { l.on(t).tunnels() })
 	t.Run("large packets", func(t *testing.T) { l.on(t).largestPacket(1450) })
 	t.Run("transfer", func(t *testing.T) { l.on(t).transfer(200_000_000) })
 	t.Run("isolation", func(t *testing.T) { l.on(t).isolation() })
@@ -88,6 +89,7 @@ func TestUnderlayOnBridge(t *testing.T) {
 	}
 	t.Run("matrix", func(t *testing.T) { l.on(t).reach() })
 	t.Run("full mesh", func(t *testing.T) { l.on(t).fullMesh() })
+	t.Run("tunnels", func(t *testing.T) { l.on(t).tunnels() })
 	t.Run("large packets", func(t *testing.T) { l.on(t).largestPacket(1450) })
 	t.Run("transfer", func(t *testing.T) { l.on(t).transfer(200_000_000) })
 	t.Run("isolation", func(t *testing.T) { l.on(t).isolation() })
@@ -98,6 +100,37 @@ func TestUnderlayOnBridge(t *testing.T) {
 
 // on is the lab for a subtest.
 func (l *lab) on(t *testing.T) *lab { return &lab{t, l.name} }
+
+// tunnel waits until a host's probes show its tunnel to another as wanted, up or down.
+func (l *lab) tunnel(host, peer int, want string) {
+	l.t.Helper()
+	type node struct {
+		Name, Tunnel string
+		RTT          float64
+		Loss         *float64
+	}
+	var last []node
+	for end := time.Now().Add(time.Duration(slow(10)) * time.Second); time.Now().Before(end); time.Sleep(200 * time.Millisecond) {
+		last = ask[[]node](l, host, "nodes")
+		for _, n := range last {
+			if n.Name == fmt.Sprint("h", peer) && n.Loss != nil && n.Tunnel == want && (n.RTT > 0 || want == "down") {
+				return
+			}
+		}
+	}
+	l.t.Errorf("host %d: the tunnel to host %d is not shown %s by probes: %+v", host, peer, want, last)
+}
+
+// tunnels wants all tunnels up.
+func (l *lab) tunnels() {
+	for h := 1; h <= 3; h++ {
+		for p := 1; p <= 3; p++ {
+			if p != h {
+				l.tunnel(h, p, "up")
+			}
+		}
+	}
+}
 
 func (l *lab) reach() {
 	l.t.Log("\n" + l.run("matrix", "web") + l.run("matrix", "default"))
@@ -280,6 +313,7 @@ func (l *lab) daemonKilled() {
 	if _, err := l.try("exec", "1", "meshnet", "status"); err == nil {
 		l.t.Error("status answers without a daemon")
 	}
+	l.tunnel(2, 1, "up") // packets go, whatever became of the daemon
 	l.run("start", "1")
 	l.run("converged")
 	for i, p := range pings {
@@ -318,6 +352,8 @@ func (l *lab) splitAndHealed() {
 	l.meshnet(3, "network", "create", "right", "10.32.0.0/24")
 	l.run("container", "3", "r3")
 	l.meshnet(3, "attach", "r3", "right")
+	l.tunnel(1, 3, "down")
+	l.tunnel(1, 2, "up")
 	time.Sleep(time.Minute)
 	if s := ask[statusJSON](l, 1, "status"); s.NodesAlive != 2 {
 		l.t.Errorf("cut off for a minute, and %d nodes are alive", s.NodesAlive)
