@@ -690,6 +690,26 @@ func TestVxlanAnew(t *testing.T) {
 		apply(t, l, h)
 		checkDevice(t, h.Networks[9])
 	})
+	t.Run("what Open vSwitch left", func(t *testing.T) {
+		const sys = "vxlan_sys_14789"
+		apply(t, newLinks(t), host(nil))
+		run(t, plan.Sandbox{}, "ip", "link", "add", sys, "type", "vxlan", "external", "dstport", "14789")
+		run(t, plan.Sandbox{}, "ip", "link", "add", "ovs-system", "up", "type", "bridge") // plays the datapath
+		run(t, plan.Sandbox{}, "ip", "link", "set", sys, "master", "ovs-system", "up")
+		l := newLinks(t)
+		_, _, err := l.Apply(t.Context(), host(nil, device(60)))
+		if err == nil || !strings.Contains(err.Error(), "something else has UDP port 14789") {
+			t.Errorf("while it serves a datapath: error %v", err)
+		}
+		run(t, plan.Sandbox{}, "ip", "link", "set", sys, "nomaster")
+		h := host(nil, device(60))
+		apply(t, l, h)
+		checkDevice(t, h.Networks[60])
+		if _, err := netlink.LinkByName(sys); err == nil {
+			t.Errorf("%s is still there", sys)
+		}
+		apply(t, l, host(nil))
+	})
 	t.Run("taken by a foreign device", func(t *testing.T) {
 		l := newLinks(t)
 		run(t, plan.Sandbox{}, "ip", "link", "add", "theirs", "type", "vxlan", "id", "50", "dstport", "14789", "local", "192.0.2.1")

@@ -3,6 +3,7 @@ package netns
 import (
 	"bytes"
 	"cmp"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -39,7 +40,22 @@ func (r *round) vxlan(n, before *plan.Network, groOff bool) error {
 	if err := r.alias(link, aliasNetwork+n.ID.String()); err != nil {
 		return err
 	}
-	return r.up(link)
+	return r.listen(link, d.Port)
+}
+
+// listen sets the device up, which is when it takes its UDP port.
+func (r *round) listen(link netlink.Link, port uint16) error {
+	if link.Attrs().Flags&net.FlagUp == 0 {
+		if err := r.abandoned(port); err != nil {
+			return err
+		}
+	}
+	err := r.up(link)
+	if errors.Is(err, unix.EADDRINUSE) {
+		return fmt.Errorf("%w: something else has UDP port %d; ss -ulnp and ip -d link show type vxlan say what; "+
+			"end it, or choose another --tunnel-port on all nodes", err, port)
+	}
+	return err
 }
 
 // device returns the VXLAN device of that name, made if need be. One whose fixed attributes differ is
@@ -73,6 +89,17 @@ func (r *round) device(d *plan.Vxlan) (netlink.Link, error) {
 	}
 	r.did("add", "vxlan %s vni %d local %s port %d", d.Name, d.VNI, d.Local, d.Port)
 	return made, nil
+}
+
+// abandoned removes the device by which Open vSwitch carried our tunnels on the kernel's datapath, if
+// the datapath is gone and left it behind, as when ovs-vswitchd is stopped and the module unloaded. It
+// keeps the UDP port. While it serves a datapath it has that for its master, and is left alone.
+func (r *round) abandoned(port uint16) error {
+	have, ok := r.have[fmt.Sprintf("vxlan_sys_%d", port)]
+	if !ok || have.Type() != "vxlan" || have.Attrs().MasterIndex != 0 {
+		return nil
+	}
+	return r.removeNow(have)
 }
 
 // same compares what cannot be changed on a VXLAN device, or not on every kernel.

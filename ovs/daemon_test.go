@@ -269,6 +269,8 @@ func TestLeaveOtherLater(t *testing.T) {
 	if err := mute.Close(); err != nil { // which removes the socket
 		t.Fatal(err)
 	}
+	// Meanwhile it does not run at all.
+	<-time.After(3 * absent / 2)
 	if err := os.Symlink(host.DB, socket); err != nil {
 		t.Fatal(err)
 	}

@@ -36,6 +36,12 @@ func (s *Switch) leave(ctx context.Context) {
 	if s.left || time.Now().Before(s.leaving.at) {
 		return
 	}
+	if s.own != nil {
+		if address, _ := hostAddress(s.config.OVSDB, s.config.HostRunDir); !addressAnswers(address) {
+			s.leaving.at = time.Now().Add(absent) // it may be started yet, with our bridge in its database
+			return
+		}
+	}
 	err := s.leaveOther(ctx)
 	if s.left = err == nil; s.left {
 		return

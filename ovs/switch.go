@@ -33,6 +33,10 @@ const (
 	// A port that ovs-vswitchd could not make is made again after againMin, doubling up to againMax.
 	againMin = time.Second
 	againMax = time.Minute
+
+	// absent is how often the other instance, from which our bridge may have to go, is looked for while
+	// it does not run.
+	absent = 2 * time.Second
 )
 
 // Config is what a [Switch] needs to know.
