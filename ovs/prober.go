@@ -165,7 +165,7 @@ func (l *probeLine) read(in *bufio.Reader, began time.Time) {
 		case nil:
 			return
 		case openflow.EchoRequest:
-			b, err := openflow.Append(nil, h.XID, openflow.EchoReply{Data: m.Data})
+			b, err := openflow.Append(nil, h.XID, openflow.EchoReply(m))
 			if err != nil {
 				return
 			}
