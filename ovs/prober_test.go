@@ -129,5 +129,5 @@ func cpuTime(b *testing.B, pid int) time.Duration {
 }
 
 func addRemote(n *plan.Network, peer state.NodeID, mac state.MAC, port uint32) {
-	n.Remotes = append(n.Remotes, plan.Remote{Node: peer, MAC: mac, OFPort: port})
+	n.Remotes = append(n.Remotes, &plan.Remote{Node: peer, MAC: mac, OFPort: port})
 }

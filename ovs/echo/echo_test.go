@@ -205,9 +205,9 @@ func TestTargets(t *testing.T) {
 	}
 }
 
-func remotes(port uint32, nodes []state.NodeID) (rs []plan.Remote) {
+func remotes(port uint32, nodes []state.NodeID) (rs []*plan.Remote) {
 	for _, id := range nodes {
-		rs = append(rs, plan.Remote{Node: id, MAC: there, OFPort: port})
+		rs = append(rs, &plan.Remote{Node: id, MAC: there, OFPort: port})
 	}
 	return rs
 }
