@@ -277,6 +277,7 @@ func TestReached(t *testing.T) {
 		hosts[0].create(t, ctx, "web", "10.2.0.0/16")
 		time.Sleep(time.Second)
 		hosts[1].put(t, ctx, "c1", "web")
+		time.Sleep(time.Second) // the others know
 		hosts[1].mesh.deaf = true
 		hosts[0].boxes.start("c2")
 		began := time.Now()
