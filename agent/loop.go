@@ -124,7 +124,7 @@ func (l *loop) round(ctx context.Context, whole bool) {
 	failing = append(orphaned, failing...)
 	view := mesh.View() // containers that were removed are not in it any more
 	l.agent.compare(l.view, view)
-	if l.view != view {
+	if l.view != view || changed {
 		l.cause = ""
 	}
 	l.view = view

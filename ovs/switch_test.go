@@ -467,7 +467,7 @@ func TestApplyNameTaken(t *testing.T) {
 		t.Errorf("the other ports were not made: %+v", found.Ports)
 	}
 	r.ovs.Vsctl("del-port", "other", "mc-c2")
-	r.apply(h)
+	r.again(h, func() bool { return strings.Contains(r.ovs.Vsctl("list-ports", "meshnet"), "mc-c2") }) // the mirror follows a moment later
 }
 
 func TestApplyMissingDevice(t *testing.T) {
