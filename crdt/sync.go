@@ -230,6 +230,23 @@ func (o *Owned) Patch(p Patch) (news []Op, more bool) {
 		o.heard(p.Epoch, p.top())
 		return nil, false
 	}
+	return o.patch(p)
+}
+
+// RestorePatch is [Owned.Patch] of what self itself has kept, own ops included; it may move self to
+// a later epoch.
+func (o *Owned) RestorePatch(p Patch) (news []Op, more bool) {
+	if !p.valid() {
+		o.ignored++
+		return nil, false
+	}
+	if p.Node == o.self {
+		o.epoch = max(o.epoch, p.Epoch)
+	}
+	return o.patch(p)
+}
+
+func (o *Owned) patch(p Patch) (news []Op, more bool) {
 	l := o.life(p.Node, p.Epoch)
 	if l == nil {
 		o.ignored++

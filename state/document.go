@@ -33,12 +33,12 @@ func NewDoc(self crdt.Node, epoch crdt.Epoch, actor crdt.Actor) *Doc {
 
 // Merge takes in what another node said and returns what of it was news, which keeps the slices of
 // in. It cannot fail. Writes of this node that it does not have are not taken in: see [Doc.Doubt].
-func (d *Doc) Merge(in In) Out { return d.take(in, d.owned.Merge) }
+func (d *Doc) Merge(in In) Out { return d.take(in, d.owned.Merge, d.owned.Patch) }
 
 // Restore takes in what this node's log held, own ops included; for use before the first Apply.
-func (d *Doc) Restore(in In) { d.take(in, d.owned.Restore) }
+func (d *Doc) Restore(in In) { d.take(in, d.owned.Restore, d.owned.RestorePatch) }
 
-func (d *Doc) take(in In, merge func([]crdt.Op) []crdt.Op) Out {
+func (d *Doc) take(in In, merge func([]crdt.Op) []crdt.Op, patch func(crdt.Patch) ([]crdt.Op, bool)) Out {
 	var out Out
 	for _, delta := range in.Shared {
 		if news := d.shared.Merge(delta); !news.Empty() {
@@ -47,7 +47,7 @@ func (d *Doc) take(in In, merge func([]crdt.Op) []crdt.Op) Out {
 	}
 	out.Ops = merge(in.Ops)
 	for _, p := range in.Patches {
-		ops, more := d.owned.Patch(p)
+		ops, more := patch(p)
 		out.Ops = append(out.Ops, ops...)
 		if more {
 			out.Patches = append(out.Patches, p.Apart())
