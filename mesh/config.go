@@ -65,6 +65,8 @@ type Config struct {
 	Log *slog.Logger
 	// Packets replaces the sockets, for tests. The node shuts it down.
 	Packets memberlist.Transport
+
+	openLog opener // the disk, for tests
 }
 
 const portDefault = 17946
@@ -102,6 +104,9 @@ func (c Config) check() (Config, error) {
 	}
 	if c.MachineID == "" {
 		c.MachineID = "/etc/machine-id"
+	}
+	if c.openLog == nil {
+		c.openLog = openDisk
 	}
 	if c.BootID == "" {
 		c.BootID = "/proc/sys/kernel/random/boot_id"

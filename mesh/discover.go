@@ -103,8 +103,8 @@ func (d *discovery) announce(ctx context.Context, tried chan struct{}) {
 	warned := false
 	for first := true; ctx.Err() == nil; first = false {
 		was := linkOf(d.iface.Name)
-		server, err := zeroconf.RegisterProxy(d.self.id.String(), service, serviceDomain, int(d.self.addr.Port()),
-			"meshnet-"+d.self.id.String(), []string{d.self.addr.Addr().String()}, d.text(),
+		server, err := zeroconf.RegisterProxy(d.instance(), service, serviceDomain, int(d.self.addr.Port()),
+			"meshnet-"+d.instance(), []string{d.self.addr.Addr().String()}, d.text(),
 			[]net.Interface{was.iface(d.iface)}, zeroconf.TTL(serviceTTL))
 		if err != nil && !warned {
 			d.log.Warn("cannot announce this node by mDNS; --join finds others without it", "iface", d.iface.Name, "err", err)
@@ -215,8 +215,8 @@ func (d *discovery) browse(ctx context.Context, length time.Duration) error {
 				d.log.Debug("mDNS answer is not for us", "instance", e.Instance, "err", err)
 				continue
 			}
-			if c.id == d.self.id || c.addr == d.self.addr {
-				continue
+			if c.addr == d.self.addr {
+				continue // one with our id at another address is a copy of this host, which should be met
 			}
 			d.heard.Store(true)
 			select {
@@ -225,6 +225,12 @@ func (d *discovery) browse(ctx context.Context, length time.Duration) error {
 			}
 		}
 	}
+}
+
+// instance names this node on the link: hosts with one id, which a copied disk makes, stay apart.
+func (d *discovery) instance() string {
+	sum := sha256.Sum256([]byte(d.self.addr.String()))
+	return d.self.id.String() + "-" + hex.EncodeToString(sum[:4])
 }
 
 func (d *discovery) text() []string {
@@ -254,7 +260,7 @@ func parseText(instance string, text []string, cluster string) (candidate, error
 		return candidate{}, errors.New("another cluster")
 	}
 	id, err := crdt.ParseNode(fields["id"])
-	if err != nil || id == 0 || instance != fields["id"] {
+	if named, _, _ := strings.Cut(instance, "-"); err != nil || id == 0 || named != fields["id"] {
 		return candidate{}, errors.New("no node id")
 	}
 	addr, err := netip.ParseAddr(fields["addr"])

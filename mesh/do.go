@@ -57,11 +57,12 @@ func (n *Node) Do(ctx context.Context, w state.Wish) (state.Outcome, error) {
 func (n *Node) do(w state.Wish, reply chan<- result) {
 	n.refresh()
 	var out state.Outcome
-	err := n.yields()
+	var err error
 	switch {
-	case err != nil:
-	case n.stuck != nil:
-		err = n.stuck
+	case n.mute():
+		err = errors.New(n.twinText())
+	case n.held || n.full != nil && promises(w):
+		err = n.refusal()
 	case n.leaving != nil:
 		err = errors.New("this node is leaving the mesh; start it again to come back")
 	}
@@ -257,8 +258,7 @@ func (n *Node) networkName(id state.NetworkID) string {
 // keep stores a wish.
 func (n *Node) keep(w state.Attach) {
 	w.Names = slices.Clone(w.Names)
-	n.store.wishes[w.ID] = w
-	n.keepRecords(record{recAttach, encodeWish(w)})
+	n.keepRecords(n.store.keep(w))
 	n.wishesOf = true
 }
 
@@ -326,8 +326,7 @@ func (n *Node) detach(id state.EndpointID) state.Outcome {
 	}
 	if w, ok := n.store.wishes[id]; ok {
 		out.Network, out.Again = w.Network, false
-		delete(n.store.wishes, id)
-		n.keepRecords(record{recDetach, []byte(id.String())})
+		n.keepRecords(n.store.drop(id))
 		n.wishesOf = true
 		n.c.Log.Info("container detached", "endpoint", id, "network", n.networkName(w.Network))
 	}
@@ -402,6 +401,9 @@ func (n *Node) publishPorts(w state.Publish) (state.Outcome, error) {
 // endpoints that nobody wishes for are given back. A crash may have kept one and lost the other.
 func (n *Node) takeUp() {
 	n.rewant = 0
+	if n.quiet() {
+		return
+	}
 	n.refresh()
 	for _, w := range sortedWishes(n.store.wishes) {
 		e, has := n.own(w.ID)

@@ -62,37 +62,71 @@ func lockDir(dir string) (*os.File, error) {
 }
 
 // loadIdentity reads who this node is. fresh: it is new, and whatever else the directory holds is
-// another's and was set aside; copied: because the directory came from another machine.
-func loadIdentity(c *Config) (id identity, fresh, copied bool, err error) {
+// another's and was set aside. notes say of what was found what a person should know. Where the file is
+// damaged the log says who wrote it.
+func loadIdentity(c *Config, log []record) (id identity, fresh bool, notes []string, err error) {
 	path := filepath.Join(c.StateDir, "identity")
 	machine := machineHash(c.MachineID)
 	b, err := os.ReadFile(path)
 	switch {
 	case err == nil:
-		if err := json.Unmarshal(b, &id); err != nil || id.Format != identityFormat {
-			return identity{}, false, false, fmt.Errorf("read identity %s: not written by this version of meshnet; "+
-				"remove the state directory to become a new node", path)
+		id, err = parseIdentity(b)
+		if errors.Is(err, errNewer) {
+			return identity{}, false, nil, fmt.Errorf("read identity %s: %w", path, err)
 		}
-		if _, err := crdt.ParseNode(id.ID); err != nil {
-			return identity{}, false, false, fmt.Errorf("read identity %s: %w; remove the state directory to become a new node", path, err)
+		if err != nil {
+			if err := os.Rename(path, path+".damaged"); err != nil {
+				return identity{}, false, nil, fmt.Errorf("set identity aside: %w", err)
+			}
+			id = identityOf(log, machine)
+			notes = append(notes, fmt.Sprintf("the file that says who this node is was damaged (it was kept as %s.damaged); look after the disk", path))
 		}
-		copied = id.Machine != "" && machine != "" && id.Machine != machine
-		renamed := c.ID != 0 && c.ID.String() != id.ID
-		if !copied && !renamed {
-			return id, false, false, nil
-		}
-	case !errors.Is(err, fs.ErrNotExist):
-		return identity{}, false, false, fmt.Errorf("read identity: %w", err)
+	case errors.Is(err, fs.ErrNotExist):
+		id = identityOf(log, machine)
+	default:
+		return identity{}, false, nil, fmt.Errorf("read identity: %w", err)
+	}
+	copied := id.Machine != "" && machine != "" && id.Machine != machine
+	renamed := c.ID != 0 && c.ID.String() != id.ID
+	if id.ID != "" && !copied && !renamed {
+		return id, false, notes, nil
 	}
 	logPath := filepath.Join(c.StateDir, "log")
 	if err := os.Rename(logPath, logPath+".old"); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return identity{}, false, false, fmt.Errorf("set old log aside: %w", err)
+		return identity{}, false, nil, fmt.Errorf("set old log aside: %w", err)
 	}
 	node := c.ID
 	for node == 0 {
 		node = state.NodeID(random64())
 	}
-	return identity{Format: identityFormat, ID: node.String(), Machine: machine}, true, copied, nil
+	if copied {
+		notes = append(notes, fmt.Sprintf("the state directory %s was made on another machine, by node %s; this host is a new node, %s, without its attachments",
+			c.StateDir, id.ID, node))
+	}
+	return identity{Format: identityFormat, ID: node.String(), Machine: machine}, true, notes, nil
+}
+
+func parseIdentity(b []byte) (id identity, err error) {
+	if err := json.Unmarshal(b, &id); err != nil {
+		return identity{}, err
+	}
+	if id.Format > identityFormat {
+		return identity{}, errNewer
+	}
+	if n, err := crdt.ParseNode(id.ID); err != nil || n == 0 || id.Format < 1 {
+		return identity{}, errors.New("no node id")
+	}
+	return id, nil
+}
+
+// identityOf returns who wrote a log, on this machine for want of better knowledge. It is in doubt
+// about its epoch, which the log alone says.
+func identityOf(log []record, machine string) identity {
+	last, ok := lastBoot(log)
+	if n, err := crdt.ParseNode(last.Node); !ok || err != nil || n == 0 {
+		return identity{}
+	}
+	return identity{Format: identityFormat, ID: last.Node, Machine: machine, Epoch: last.Epoch + 1}
 }
 
 func (id identity) store(dir string) error {

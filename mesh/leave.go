@@ -49,7 +49,7 @@ func (n *Node) withdraw(to chan<- result) {
 // takeLeave gives this node up itself, once others have what it had.
 func (n *Node) takeLeave() {
 	l := n.leaving
-	if l == nil || l.left() || n.now() < l.next || n.stuck != nil {
+	if l == nil || l.left() || n.now() < l.next || n.quiet() {
 		return
 	}
 	l.next = n.now() + handPoll

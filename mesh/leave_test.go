@@ -5,8 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"strings"
-	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -160,70 +158,6 @@ func TestBornApart(t *testing.T) {
 		}
 		if warned != lost {
 			t.Errorf("%d warnings of %d", warned, lost)
-		}
-	})
-}
-
-// full is a disk that can be full.
-type full struct {
-	disk
-	is  bool
-	cut int64
-}
-
-func (f *full) Write(b []byte) (int, error) {
-	if f.is {
-		n, _ := f.disk.Write(b[:len(b)/2])
-		return n, syscall.ENOSPC
-	}
-	return f.disk.Write(b)
-}
-
-func (f *full) Truncate(n int64) error {
-	f.cut = n
-	return f.disk.Truncate(n)
-}
-
-func TestFullDisk(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		l, net := three(t, "10.7.0.0/24")
-		defer l.end()
-		h := l.nodes[1]
-		h.do(t, attach(net, "before"))
-		l.await("told", 5*time.Second, l.converged)
-		f := &full{}
-		must(t, h.call(t.Context(), func() { f.disk, f.is, h.store.log.f = h.store.log.f, true, f }))
-		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
-		defer cancel()
-		for _, c := range []string{"first", "second"} {
-			_, err := h.Do(ctx, attach(net, c))
-			if !errors.Is(err, syscall.ENOSPC) || strings.Contains(err.Error(), "\n") || !strings.Contains(err.Error(), "free space") {
-				t.Fatal(c, err)
-			}
-		}
-		// It runs on and follows what others do.
-		l.nodes[0].do(t, attach(net, "other"))
-		l.await("followed", 5*time.Second, func() bool {
-			nw, _ := h.View().Network(net)
-			return nw.Len() == 2
-		})
-		if len(h.Pending()) == 0 {
-			t.Error("nothing is said of it")
-		}
-		must(t, h.call(t.Context(), func() { f.is = false }))
-		time.Sleep(3 * time.Second)
-		l.await("agreed", 10*time.Second, l.converged)
-		h.do(t, attach(net, "after"))
-		l.await("agreed", 10*time.Second, l.converged)
-		l.stop(1)
-		h = l.start(1)
-		l.await("back", 30*time.Second, l.converged)
-		var names []string
-		for _, w := range h.Wishes() {
-			names = append(names, w.Container)
-		}
-		if len(names) != 2 || f.cut == 0 {
-			t.Errorf("after a restart there are %v, cut at %d", names, f.cut)
 		}
 	})
 }

@@ -35,7 +35,8 @@ const (
 // run on memberlist's goroutines and never block.
 type members struct {
 	self   state.NodeID
-	name   string
+	name   string // what people call this node
+	as     string // what memberlist calls it
 	epoch  atomic.Uint32
 	digest atomic.Pointer[[16]byte]
 	log    *slog.Logger
@@ -50,12 +51,15 @@ type members struct {
 	hints   chan hint
 	dropped atomic.Uint64 // messages that found the inbox full
 
-	mu    sync.Mutex
+	mu sync.Mutex
+	// known has of each id the member to send to; lives all members by memberlist's name for them, of
+	// which an id has a second one for a while when its host changed its address.
 	known map[state.NodeID]*member
-	twin  string // where a member with our id was seen; empty: nowhere
+	lives map[string]*member
 }
 
 type member struct {
+	id    state.NodeID
 	node  memberlist.Node // a copy
 	addr  netip.AddrPort
 	name  string
@@ -78,6 +82,7 @@ func newMembers(self state.NodeID, name string, epoch crdt.Epoch, log *slog.Logg
 		changed: make(chan struct{}, 1),
 		hints:   make(chan hint, 64),
 		known:   map[state.NodeID]*member{},
+		lives:   map[string]*member{},
 	}
 	m.epoch.Store(uint32(epoch))
 	m.digest.Store(new([16]byte))
@@ -87,7 +92,8 @@ func newMembers(self state.NodeID, name string, epoch crdt.Epoch, log *slog.Logg
 // open starts memberlist. It is to be closed by close.
 func (m *members) open(ctx context.Context, c *Config) error {
 	mc := memberlist.DefaultLANConfig()
-	mc.Name = m.self.String()
+	m.as = memberName(m.self, netip.AddrPortFrom(c.Addr, c.Port))
+	mc.Name = m.as
 	mc.BindAddr, mc.BindPort = c.Addr.String(), int(c.Port)
 	mc.AdvertiseAddr, mc.AdvertisePort = c.Addr.String(), int(c.Port)
 	mc.Label = clusterHash(c.Cluster)
@@ -99,7 +105,7 @@ func (m *members) open(ctx context.Context, c *Config) error {
 	mc.DeadNodeReclaimTime = 10 * time.Second
 	mc.TCPTimeout = dialMax
 	mc.EnableCompression = false
-	mc.Delegate, mc.Events, mc.Ping, mc.Alive, mc.Conflict = m, m, m, m, m
+	mc.Delegate, mc.Events, mc.Ping, mc.Alive = m, m, m, m
 	mc.Logger = log.New(debugWriter{m.log}, "", 0)
 	mc.Transport = c.Packets
 	if mc.Transport == nil {
@@ -122,7 +128,7 @@ func (m *members) open(ctx context.Context, c *Config) error {
 // close leaves the mesh on purpose, so that others need not find out.
 func (m *members) close() {
 	for _, p := range m.alive() {
-		m.packet(p, frame(chanBye, m.self, nil))
+		m.packet(p, frame(chanBye, m.self, []byte(m.as)))
 	}
 	if err := m.list.Leave(leaveMax); err != nil {
 		m.log.Debug("nobody heard that this node leaves", "err", err)
@@ -157,26 +163,55 @@ func (m *members) all() map[state.NodeID]member {
 	return all
 }
 
-// target returns where to send to a member.
-func (m *members) target(id state.NodeID) (memberlist.Node, bool) {
+// targets returns where to send to a member: to all of its lives that answer, as it is not known at once
+// which of them is dead.
+func (m *members) targets(id state.NodeID) (to []memberlist.Node) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	p, ok := m.known[id]
 	if !ok || p.state != state.Alive {
-		return memberlist.Node{}, false
+		return nil
 	}
-	return p.node, true
+	to = append(to, p.node)
+	if len(m.lives) == len(m.known) {
+		return to
+	}
+	for _, q := range m.lives {
+		if q.id == id && q != p && q.state == state.Alive {
+			to = append(to, q.node)
+		}
+	}
+	return to
 }
 
 // packet sends a message that may get lost.
 func (m *members) packet(to state.NodeID, b []byte) {
-	n, ok := m.target(to)
-	if !ok {
-		return
+	for _, n := range m.targets(to) {
+		if err := m.list.SendBestEffort(&n, b); err != nil {
+			m.log.Debug("packet not sent", "peer", to, "err", err)
+		}
 	}
-	if err := m.list.SendBestEffort(&n, b); err != nil {
-		m.log.Debug("packet not sent", "peer", to, "err", err)
+}
+
+// packetTo sends a message to an address, whoever is there.
+func (m *members) packetTo(at netip.AddrPort, b []byte) {
+	if err := m.list.SendToAddress(memberlist.Address{Addr: at.String()}, b); err != nil {
+		m.log.Debug("packet not sent", "addr", at, "err", err)
 	}
+}
+
+// twins returns the members at other addresses that have this node's id: what others still remember of
+// it at an address that it had, or a second host with its identity.
+func (m *members) twins() (twins []memberlist.Node) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, p := range m.lives {
+		if p.id == m.self && p.state == state.Alive {
+			twins = append(twins, p.node)
+		}
+	}
+	slices.SortFunc(twins, func(a, b memberlist.Node) int { return strings.Compare(a.Name, b.Name) })
+	return twins
 }
 
 func (m *members) changes() {
@@ -187,19 +222,46 @@ func (m *members) changes() {
 	}
 }
 
-// left notes that a member said that it stops.
-func (m *members) left(id state.NodeID) {
+// left notes that a member said that it stops: by its name, as its host may be there again at another
+// address already.
+func (m *members) left(id state.NodeID, name string) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if p, ok := m.known[id]; ok && p.state != state.Left {
-		p.state, p.since = state.Left, time.Now()
+	p, ok := m.lives[name]
+	if !ok || p.id != id || p.state == state.Left {
+		return
+	}
+	p.state, p.since = state.Left, time.Now()
+	if m.known[id] == p {
+		m.instead(p)
 		m.changes()
 	}
 }
 
+// instead makes another life of a node its member, where one is alive.
+func (m *members) instead(p *member) {
+	for _, q := range m.lives {
+		if q.id == p.id && q.state == state.Alive {
+			m.known[p.id] = q
+			m.log.Info("peer has another address now", "peer", p.id, "addr", q.addr)
+			return
+		}
+	}
+}
+
+// memberName is what memberlist calls a node. With the address in it a host that changed its address
+// is a new member at once, which memberlist would refuse until the old one is long dead.
+func memberName(id state.NodeID, at netip.AddrPort) string { return id.String() + "@" + at.String() }
+
+// memberID returns whose name it is.
+func memberID(name string) (state.NodeID, error) {
+	id, _, _ := strings.Cut(name, "@")
+	return crdt.ParseNode(id)
+}
+
 // NotifyAlive keeps out who does not say what we expect of a member.
 func (m *members) NotifyAlive(n *memberlist.Node) error {
-	id, err := crdt.ParseNode(n.Name)
+	id, err := memberID(n.Name)
 	if err != nil {
 		return err
 	}
@@ -215,55 +277,62 @@ func (m *members) NotifyAlive(n *memberlist.Node) error {
 
 // NotifyJoin notes a member that is alive.
 func (m *members) NotifyJoin(n *memberlist.Node) {
-	id, err := crdt.ParseNode(n.Name)
+	id, err := memberID(n.Name)
 	said, err2 := decodeMeta(n.Meta)
 	addr, ok := netip.AddrFromSlice(n.Addr)
-	if err != nil || err2 != nil || !ok || id == m.self {
+	if err != nil || err2 != nil || !ok || n.Name == m.as {
 		return
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if _, known := m.known[id]; !known && len(m.known) >= membersMax {
-		for old, p := range m.known {
-			if p.state != state.Alive {
-				delete(m.known, old)
+	if _, known := m.lives[n.Name]; !known && len(m.lives) >= membersMax {
+		m.clear()
+	}
+	p := &member{id: id, node: *n, addr: netip.AddrPortFrom(addr.Unmap(), n.Port), name: said.name, epoch: said.epoch, since: time.Now()}
+	if was, ok := m.lives[n.Name]; ok && was.state == state.Alive {
+		p.since, p.rtt = was.since, was.rtt
+	}
+	m.lives[n.Name] = p
+	if id != m.self {
+		m.known[id] = p
+	}
+	m.changes()
+}
+
+// clear forgets who is not alive.
+func (m *members) clear() {
+	for name, p := range m.lives {
+		if p.state != state.Alive {
+			delete(m.lives, name)
+			if m.known[p.id] == p {
+				delete(m.known, p.id)
 			}
 		}
 	}
-	p := &member{node: *n, addr: netip.AddrPortFrom(addr.Unmap(), n.Port), name: said.name, epoch: said.epoch, since: time.Now()}
-	if was, ok := m.known[id]; ok && was.state == state.Alive {
-		p.since, p.rtt = was.since, was.rtt
-	}
-	m.known[id] = p
-	m.changes()
 }
 
 // NotifyUpdate notes new metadata.
 func (m *members) NotifyUpdate(n *memberlist.Node) { m.NotifyJoin(n) }
 
-// NotifyLeave notes a member that is dead or has left.
+// NotifyLeave notes a member that is dead or has left. Where its host lives on at another address, that
+// is the member from now on.
 func (m *members) NotifyLeave(n *memberlist.Node) {
-	id, err := crdt.ParseNode(n.Name)
-	if err != nil {
-		return
-	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if p, ok := m.known[id]; ok && p.state == state.Alive {
+	p, ok := m.lives[n.Name]
+	if !ok {
+		return
+	}
+	if p.state == state.Alive {
 		p.state, p.since = state.Dead, time.Now()
 		m.changes()
 	}
-}
-
-// NotifyConflict notes two hosts with one id.
-func (m *members) NotifyConflict(_, other *memberlist.Node) {
-	if other.Name != m.self.String() {
-		return
+	if m.known[p.id] == p {
+		m.instead(p)
 	}
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	m.twin = other.Address()
-	m.changes()
+	if m.known[p.id] != p {
+		delete(m.lives, n.Name)
+	}
 }
 
 // NodeMeta says who this node is.
@@ -299,12 +368,12 @@ func (m *members) AckPayload() []byte { return m.digest.Load()[:8] }
 
 // NotifyPingComplete notes how far a member is, in time and in state.
 func (m *members) NotifyPingComplete(n *memberlist.Node, rtt time.Duration, payload []byte) {
-	id, err := crdt.ParseNode(n.Name)
-	if err != nil {
+	id, err := memberID(n.Name)
+	if err != nil || id == m.self {
 		return
 	}
 	m.mu.Lock()
-	if p, ok := m.known[id]; ok {
+	if p, ok := m.lives[n.Name]; ok {
 		p.rtt = rtt
 	}
 	m.mu.Unlock()

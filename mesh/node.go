@@ -11,7 +11,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"meshnet/crdt"
 	"meshnet/ipam"
 	"meshnet/mesh/gossip"
 	"meshnet/state"
@@ -22,9 +21,6 @@ const (
 	drainMax = 128
 	// refreshMax bounds how often in a row a view may lead to a change that leads to a view.
 	refreshMax = 64
-	// renewsMax is how often a minute this node begins a new epoch; more often means that two hosts
-	// write under one id.
-	renewsMax = 3
 	// followDelay is how long what follows from others' news for addresses may wait.
 	followDelay = 5 * time.Millisecond
 	// rewantDelay is how long an attachment of before the start waits for its next try to get an
@@ -70,9 +66,7 @@ type Node struct {
 	stale    bool        // the view is to be made anew
 	unseen   bool        // ipam has not seen it
 	wishesOf bool        // the wishes changed
-	failed   error
-	stuck    error         // why the log cannot be written; nothing is promised meanwhile
-	retry    time.Duration // when that is tried again
+	fullness
 
 	ipamNext time.Duration
 	follow   time.Duration // when ipam sees the view; 0: it has
@@ -80,12 +74,10 @@ type Node struct {
 	settled  bool
 	doubtful bool          // the log may be an older copy: no member has been compared with yet
 	trustAt  time.Duration // when it is trusted without; 0: nobody met yet
-	renews   []time.Duration
-	overrun  bool // others know more of this node again and again: another writes under its id
-	copy     twin
-	rewant   time.Duration
-	wants    map[state.EndpointID]*want
-	leaving  *leaving
+	twin
+	rewant  time.Duration
+	wants   map[state.EndpointID]*want
+	leaving *leaving
 	acks
 	silence
 	asking map[uint64]*question
@@ -125,9 +117,6 @@ func New(c Config) (*Node, error) {
 		c.Name = s.id.String()
 	}
 	c.Log = c.Log.With("node", s.id)
-	if s.copied {
-		c.Log.Warn("the state directory comes from another machine; this is a new node without its attachments")
-	}
 	n := &Node{
 		c: c, lock: lock, self: s.id, made: time.Now(), store: s, doc: s.doc,
 		members: newMembers(s.id, c.Name, s.epoch, c.Log),
@@ -139,9 +128,12 @@ func New(c Config) (*Node, error) {
 		acks:   newAcks(),
 		asking: map[uint64]*question{},
 
-		doubtful: s.resumed, silence: silence{before: s.heard},
+		doubtful: s.resumed || s.damaged, silence: silence{before: s.heard},
+		fullness: fullness{full: s.full, held: s.held, lossy: s.held},
 	}
-	n.store.ipam = nil // the machine has it
+	for _, text := range s.notes {
+		n.note(text)
+	}
 	n.view = n.doc.View()
 	n.shown.Store(&shown{view: n.view, wishes: sortedWishes(s.wishes), next: make(chan struct{})})
 	return n, nil
@@ -178,19 +170,18 @@ func (n *Node) Run(ctx context.Context) (err error) {
 	return n.loop(ctx)
 }
 
-// loop takes in what happens, one thing after the other, until ctx ends or the log fails.
+// loop takes in what happens, one thing after the other, until ctx ends.
 func (n *Node) loop(ctx context.Context) error {
 	n.begin()
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for {
-		if err := n.commit(); err != nil {
-			return err
-		}
+		n.commit()
 		timer.Reset(n.untilNext())
 		select {
 		case <-ctx.Done():
-			return n.flush()
+			n.flush()
+			return nil
 		case call := <-n.calls:
 			call()
 		case b := <-n.members.inbox:
@@ -220,6 +211,12 @@ func (n *Node) begin() {
 	for _, node := range n.view.Nodes() {
 		n.news[node.ID] = true // acknowledged once the host equals the first view
 	}
+	if n.full != nil {
+		n.suspend(n.full)
+	}
+	if n.quiet() {
+		return
+	}
 	n.introduce()
 	n.refresh()
 	n.takeUp()
@@ -245,13 +242,13 @@ func (n *Node) now() time.Duration { return time.Since(n.start) }
 func (n *Node) untilNext() time.Duration {
 	next := n.now() + time.Hour
 	for _, at := range []time.Duration{
-		n.gossip.Next(), n.ipamNext, n.askNext, n.rewant, n.follow, n.blind, n.copy.next, n.retry, n.leaving.due(),
+		n.gossip.Next(), n.ipamNext, n.askNext, n.rewant, n.follow, n.blind, n.mendNext, n.twinNext, n.leaving.due(),
 	} {
 		if at != 0 {
 			next = min(next, at)
 		}
 	}
-	if !n.settled {
+	if !n.settled && !n.quiet() {
 		next = min(next, n.window)
 	}
 	return max(0, next-n.now())
@@ -272,11 +269,14 @@ func (n *Node) tick() {
 	if n.askNext != 0 && n.askNext <= now {
 		n.askAgain()
 	}
-	if n.rewant != 0 && n.rewant <= now && n.stuck == nil {
+	if n.rewant != 0 && n.rewant <= now {
 		n.takeUp()
 	}
-	if n.copy.next != 0 && n.copy.next <= now {
-		n.askTwin()
+	if n.mendNext != 0 && n.mendNext <= now {
+		n.mend()
+	}
+	if n.twinNext != 0 && n.twinNext <= now {
+		n.callTwins()
 	}
 	if n.blind != 0 && n.blind <= now {
 		n.see()
@@ -289,7 +289,7 @@ func (n *Node) receive(b []byte) {
 	n.members.waiting.Add(-int64(len(b)))
 	c, from, body, err := unframe(b)
 	if err == nil && from == n.self && c == chanTwin {
-		n.onTwin(body)
+		n.heardTwin(body)
 		return
 	}
 	if err != nil || from == n.self || from == 0 {
@@ -304,7 +304,7 @@ func (n *Node) receive(b []byte) {
 	case chanIPAM:
 		// What it holds may be an older copy, which others' heads show in a moment: until then
 		// nothing is promised on its strength. Who asks asks again.
-		if n.doubtful && (n.trustAt == 0 || n.now() < n.trustAt) || n.stuck != nil {
+		if n.doubtful && (n.trustAt == 0 || n.now() < n.trustAt) {
 			return
 		}
 		n.step(ipam.Msg{From: from, Body: body})
@@ -317,7 +317,7 @@ func (n *Node) receive(b []byte) {
 	case chanTell:
 		n.onTell(from, body)
 	case chanBye:
-		n.members.left(from)
+		n.members.left(from, string(body))
 	}
 }
 
@@ -325,7 +325,10 @@ func (n *Node) receive(b []byte) {
 func (n *Node) meet() {
 	was := n.alive
 	n.alive = n.members.alive()
-	n.suspectTwin()
+	n.nameSame()
+	if n.twinNext == 0 && len(n.members.twins()) > 0 {
+		n.callTwins()
+	}
 	if len(n.alive) > 0 {
 		n.wake()
 	}
@@ -415,15 +418,16 @@ func (n *Node) tell(out state.Out) {
 	n.act(n.gossip.Step(n.now(), gossip.Local{Out: out}))
 }
 
-// step tells ipam what happened and does what it asks for.
+// step tells ipam what happened and does what it asks for. While this node may write
+// nothing it is told nothing: [Node.resume] makes up for it.
 func (n *Node) step(ev ipam.Event) {
-	if n.stuck != nil {
-		n.ipamNext = 0 // it is told of what it missed when the log can be written again
+	if n.quiet() {
+		n.ipamNext = 0
 		return
 	}
 	e := n.ipam.Step(n.now(), ev)
 	for _, r := range e.Log {
-		n.keepRecords(record{recIPAM, r})
+		n.keepRecords(n.store.promise(r))
 	}
 	n.sync = n.sync || e.Sync
 	n.apply(e.Changes...)
@@ -440,6 +444,7 @@ func (n *Node) step(ev ipam.Event) {
 func (n *Node) look() {
 	n.stale, n.unseen = false, true
 	n.view = n.doc.View()
+	n.nameSame()
 	n.noteHeads()
 	if !n.mine {
 		n.publish() // all it shows of this node's is logged; what others said comes again
@@ -456,8 +461,10 @@ func (n *Node) refresh() {
 		if n.blind == 0 {
 			n.step(ipam.Saw{View: n.view})
 		}
-		n.obeyKills()
-		n.checkEpoch()
+		if !n.quiet() {
+			n.obeyKills()
+			n.checkEpoch()
+		}
 	}
 }
 
@@ -465,32 +472,26 @@ func (n *Node) refresh() {
 // others does not wait for the view. What others said is shown at once; it is logged with whatever is
 // said next, and what follows from it for addresses waits a moment, for more of it to come and for
 // others to be served first, unless somebody waits for an address.
-func (n *Node) commit() error {
-	if err := n.deliver(); err != nil {
-		return err
-	}
+func (n *Node) commit() {
+	n.deliver()
 	if len(n.wants) == 0 && (n.unseen || len(n.heard) > 0) {
 		if now := n.now(); n.follow == 0 {
 			n.follow = now + followDelay
-			return nil
+			return
 		} else if now < n.follow {
-			return nil
+			return
 		}
 	}
 	n.follow = 0
 	n.refresh()
-	if err := n.flush(); err != nil {
-		return err
-	}
-	return n.deliver()
+	n.flush()
+	n.deliver()
 }
 
 // deliver sends, shows and answers, with what of it there is in the log before.
-func (n *Node) deliver() error {
-	if n.mine || n.sync || len(n.outbox) > 0 || len(n.after) > 0 || n.failed != nil {
-		if err := n.flush(); err != nil {
-			return err
-		}
+func (n *Node) deliver() {
+	if n.mine || n.sync || len(n.outbox) > 0 || len(n.after) > 0 {
+		n.flush()
 	}
 	if n.stale {
 		n.look()
@@ -503,7 +504,6 @@ func (n *Node) deliver() error {
 	for _, r := range after {
 		r.done()
 	}
-	return nil
 }
 
 // keepRecords notes what this node makes so, for the log.
@@ -513,24 +513,20 @@ func (n *Node) keepRecords(rs ...record) {
 }
 
 // flush writes the log and sends what waited for it.
-func (n *Node) flush() error {
-	if n.failed != nil {
-		return n.failed
-	}
-	if n.stuck == nil { // else they say it again after a restart
+func (n *Node) flush() {
+	if n.full == nil {
 		for _, out := range n.heard {
 			n.records = append(n.records, stateRecords(out)...)
 		}
+	} else if len(n.heard) > 0 {
+		n.lossy = true // others have it
 	}
 	n.heard = nil
-	if err := n.writeLog(); err != nil {
-		return err
-	}
+	n.write()
 	for _, m := range n.outbox {
 		n.dispatch(m)
 	}
 	n.outbox = nil
-	return nil
 }
 
 // dispatch sends a message now.
@@ -539,8 +535,8 @@ func (n *Node) dispatch(m outgoing) {
 		n.members.packet(m.to, m.body)
 		return
 	}
-	if to, ok := n.members.target(m.to); ok {
-		n.streams.add(m.to, to, m.body)
+	for _, to := range n.members.targets(m.to) {
+		n.streams.add(to, m.body)
 	}
 }
 
@@ -571,45 +567,11 @@ func (n *Node) publish() {
 	}
 }
 
-// checkEpoch begins a new epoch where others hold writes of this node that it lost, or gave it up.
-func (n *Node) checkEpoch() {
-	if n.leaving.left() || n.stuck != nil {
-		return
-	}
-	doubt, lost := n.doc.Doubt()
-	gone, given := n.view.Forgotten(n.self)
-	given = given && gone >= n.doc.Epoch()
-	if !lost && !given || n.failed != nil {
-		return
-	}
-	now := n.now()
-	n.renews = slices.DeleteFunc(n.renews, func(at time.Duration) bool { return now-at > time.Minute })
-	n.overrun = len(n.renews) >= renewsMax && !n.copied()
-	if n.yields() != nil {
-		return
-	}
-	n.renews = append(n.renews, now)
-	epoch := max(n.doc.Epoch(), doubt, gone).Next(uint16(random64()))
-	n.c.Log.Warn("others know more of this node than it does itself; it writes all it has anew", "epoch", epoch)
-	if n.failed = n.store.enter(n.c.StateDir, epoch); n.failed != nil {
-		return
-	}
-	actor := crdt.Actor(random64())
-	n.store.boot.Epoch, n.store.boot.Actor = epoch, actor
-	n.keepRecords(bootRecord(n.store.boot))
-	n.members.epoch.Store(uint32(epoch))
-	n.doubtful = false
-	n.tell(n.doc.Renew(epoch, actor))
-	n.stale = true
-	if lost {
-		n.step(ipam.Renewed{Epoch: epoch})
-	}
-	n.introduce()
-	n.rewant = now + time.Millisecond
-}
-
 // settle ends the discovery window: what is made once is made now, where nobody made it.
 func (n *Node) settle() {
+	if n.quiet() {
+		return // once it may write
+	}
 	n.settled = true
 	n.refresh()
 	n.makeDefault()
@@ -683,6 +645,11 @@ func (n *Node) there() map[state.NodeID]netip.AddrPort {
 	for id, p := range n.members.all() {
 		if p.state == state.Alive {
 			nodes[id] = p.addr
+		}
+	}
+	for _, m := range n.members.twins() { // found on the link, it needs no try either
+		if addr, ok := netip.AddrFromSlice(m.Addr); ok {
+			nodes[n.self] = netip.AddrPortFrom(addr.Unmap(), m.Port)
 		}
 	}
 	return nodes

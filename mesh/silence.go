@@ -52,7 +52,8 @@ func (n *Node) heardSomebody() {
 	now := max(n.now(), 1)
 	if n.last = now; n.noted == 0 || now-n.noted >= heardEvery {
 		n.noted = now
-		n.records = append(n.records, heardRecord(time.Now().Unix()))
+		n.store.heard = time.Now().Unix()
+		n.records = append(n.records, heardRecord(n.store.heard))
 	}
 }
 

@@ -92,9 +92,6 @@ func (n *Node) pending() []string {
 	if !n.settled {
 		ps = append(ps, "looking for other nodes")
 	}
-	if n.stuck != nil {
-		ps = append(ps, n.stuck.Error())
-	}
 	if len(n.wants) == 0 {
 		return ps
 	}
@@ -109,8 +106,13 @@ func (n *Node) pending() []string {
 // warnings lists what a person should look at, on the loop.
 func (n *Node) warnings() []string {
 	var ws []string
-	if w, ok := n.twinWarning(); ok {
-		ws = append(ws, w)
+	ws = append(ws, n.notes...)
+	if text := n.twinText(); text != "" {
+		ws = append(ws, text)
+	}
+	ws = append(ws, n.same...)
+	if n.full != nil {
+		ws = append(ws, n.refusal().Error())
 	}
 	return append(ws, n.unreached()...)
 }

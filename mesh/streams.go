@@ -7,8 +7,6 @@ import (
 	"sync/atomic"
 
 	"github.com/hashicorp/memberlist"
-
-	"meshnet/state"
 )
 
 const (
@@ -28,42 +26,42 @@ type streams struct {
 	wg      sync.WaitGroup
 
 	mu     sync.Mutex
-	queues map[state.NodeID][][]byte // an entry has a goroutine
+	queues map[string][][]byte // by memberlist's name of a peer; an entry has a goroutine
 }
 
 func newStreams(ctx context.Context, log *slog.Logger, send func(*memberlist.Node, []byte) error) *streams {
-	return &streams{ctx: ctx, send: send, log: log, queues: map[state.NodeID][][]byte{}}
+	return &streams{ctx: ctx, send: send, log: log, queues: map[string][][]byte{}}
 }
 
 // add queues a message. It never blocks.
-func (s *streams) add(id state.NodeID, to memberlist.Node, b []byte) {
+func (s *streams) add(to memberlist.Node, b []byte) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	q, running := s.queues[id]
+	q, running := s.queues[to.Name]
 	if len(q) >= streamsWaiting || !running && len(s.queues) >= streamsMax || s.ctx.Err() != nil {
 		s.dropped.Add(1)
 		return
 	}
-	s.queues[id] = append(q, b)
+	s.queues[to.Name] = append(q, b)
 	if !running {
-		s.wg.Go(func() { s.drain(id, to) })
+		s.wg.Go(func() { s.drain(to) })
 	}
 }
 
-func (s *streams) drain(id state.NodeID, to memberlist.Node) {
+func (s *streams) drain(to memberlist.Node) {
 	for {
 		s.mu.Lock()
-		q := s.queues[id]
+		q := s.queues[to.Name]
 		if len(q) == 0 || s.ctx.Err() != nil {
-			delete(s.queues, id)
+			delete(s.queues, to.Name)
 			s.mu.Unlock()
 			return
 		}
 		b := q[0]
-		s.queues[id] = q[1:]
+		s.queues[to.Name] = q[1:]
 		s.mu.Unlock()
 		if err := s.send(&to, b); err != nil {
-			s.log.Debug("message not sent", "peer", id, "err", err)
+			s.log.Debug("message not sent", "peer", to.Name, "err", err)
 		}
 	}
 }

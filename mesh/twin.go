@@ -3,113 +3,179 @@ package mesh
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"time"
 
-	"github.com/hashicorp/memberlist"
-
+	"meshnet/ipam"
 	"meshnet/state"
 )
 
 const (
-	// twinEvery is how often a host that may be a copy of this one is asked.
-	twinEvery = 5 * time.Second
-	// twinGone is how long after its last word a copy is taken to be gone.
-	twinGone = 20 * time.Second
-	// twinTries is how often an address that says nothing is asked: it may be this host's of before.
-	twinTries = 6
+	// renewsMax is how often a minute this node begins a new epoch; more often means that two hosts
+	// write under one id.
+	renewsMax = 3
+	// twinAsk is how often members with this node's id are called, twinMax for how long an answer
+	// says that it lives.
+	twinAsk, twinMax = time.Second, 10 * time.Second
+	// notesMax bounds what is noted for a person.
+	notesMax = 8
 )
 
-// twin is a living host with this node's id, a copy of its disk. memberlist names the address; the two
-// then ask each other by it, since to all others they are one member.
+// twin is what a node knows of a second host with its identity: a cloned machine, or a state directory
+// that was copied on one machine. Of two that live the one with the larger address writes nothing.
 type twin struct {
-	at    netip.AddrPort // who is asked; zero: nobody
-	heard time.Duration  // when it last said that it lives; 0: never
-	asked time.Duration
-	tries int // without a word
-	next  time.Duration
+	twinNext time.Duration // when to call it again; 0: there is none to call
+	twinAt   netip.AddrPort
+	twinSeen time.Duration // when it answered last; 0: never
+	renews   []time.Duration
+	many     bool // it was renewed too often, and no other host was found
+	muted    bool // as of the last look
+	notes    []string
+	same     []string // warnings of nodes of the same name
 }
 
-// suspectTwin takes up where memberlist saw this node's id.
-func (n *Node) suspectTwin() {
-	at, err := netip.ParseAddrPort(n.members.takeTwin())
-	if err != nil || at == n.here() || at == n.copy.at {
-		return
-	}
-	n.copy = twin{at: at}
-	n.askTwin()
+// mute reports whether this node writes nothing because another host has its identity.
+func (n *Node) mute() bool {
+	return n.many || n.twinLives() && state.Yields(n.here(), n.twinAt)
 }
 
 func (n *Node) here() netip.AddrPort { return netip.AddrPortFrom(n.c.Addr, n.c.Port) }
 
-// askTwin says to a host that may be a copy that this one lives, and where.
-func (n *Node) askTwin() {
-	now := n.now()
-	if n.copy.tries++; n.copy.tries > twinTries && !n.copied() {
-		n.copy = twin{}
-		return
+// quiet reports whether this node may write nothing now.
+func (n *Node) quiet() bool { return n.held || n.mute() }
+
+func (n *Node) twinLives() bool { return n.twinSeen != 0 && n.now()-n.twinSeen < twinMax }
+
+// twinText says that another host has this node's identity, and what to do; empty: none has.
+func (n *Node) twinText() string {
+	const become = "to become a new node, stop meshnet there, remove its state directory and start it again"
+	switch {
+	case n.twinLives() && n.mute():
+		return fmt.Sprintf("two hosts are node %s, this one at %s and another at %s, because the machine or its state directory %s was copied; "+
+			"the one with the larger address, this one, makes no changes; to become a new node, stop meshnet here, remove that directory and start it again",
+			n.self, n.here(), n.twinAt, n.c.StateDir)
+	case n.twinLives():
+		return fmt.Sprintf("two hosts are node %s, this one at %s and another at %s, because the machine or its state directory was copied; "+
+			"the other one, with the larger address, makes no changes; %s", n.self, n.here(), n.twinAt, become)
+	case n.many:
+		return fmt.Sprintf("two hosts seem to be node %s, this one at %s and another, so this one makes no changes; %s", n.self, n.here(), become)
 	}
-	n.copy.asked, n.copy.next = now, now+twinEvery
-	n.members.packetTo(n.copy.at, frame(chanTwin, n.self, []byte(n.here().String())))
+	return ""
 }
 
-// onTwin takes in that a host with this node's id lives.
-func (n *Node) onTwin(body []byte) {
+// nameSame looks for other nodes that are called as this one is.
+func (n *Node) nameSame() {
+	var ws []string
+	for _, node := range n.view.Nodes() {
+		switch {
+		case node.ID == n.self || node.Name != n.c.Name:
+		case node.Addr == n.c.Addr && !slices.Contains(n.alive, node.ID):
+			ws = append(ws, fmt.Sprintf("node %s, which is not there, had this host's name and address: if this host lost its disk, give that one up with "+
+				"meshnet rmpeer %s", node.ID, node.ID))
+		case slices.Contains(n.alive, node.ID):
+			ws = append(ws, fmt.Sprintf("node %s, at %s, is called %s too; give one of them --name", node.ID, node.Addr, n.c.Name))
+		}
+	}
+	n.same = ws
+}
+
+// note keeps a sentence for status, and logs it.
+func (n *Node) note(text string) {
+	n.c.Log.Warn(text)
+	if !slices.Contains(n.notes, text) && len(n.notes) < notesMax {
+		n.notes = append(slices.Clone(n.notes), text)
+	}
+}
+
+// callTwins says to the members with this node's id that it lives. A host that changed its address
+// calls nobody but itself of before, who does not answer.
+func (n *Node) callTwins() {
+	twins := n.members.twins()
+	n.many = n.many && len(n.renewed()) >= renewsMax
+	n.twinNext = 0
+	if len(twins) > 0 || n.twinLives() || n.many {
+		n.twinNext = n.now() + twinAsk
+	}
+	for i := range twins {
+		b := frame(chanTwin, n.self, []byte(n.here().String()))
+		if err := n.members.list.SendBestEffort(&twins[i], b); err != nil {
+			n.c.Log.Debug("packet not sent", "peer", twins[i].Name, "err", err)
+		}
+	}
+	if n.muted != n.mute() {
+		if n.muted = !n.muted; !n.muted {
+			n.c.Log.Info("no other host has this node's id any more")
+			n.resume()
+		}
+	}
+}
+
+// heardTwin notes that another host has this node's id, and lives.
+func (n *Node) heardTwin(body []byte) {
 	at, err := netip.ParseAddrPort(string(body))
 	if err != nil || at == n.here() {
 		return
 	}
-	now := max(n.now(), 1)
-	if !n.copied() || n.copy.at != at {
-		n.c.Log.Error("another host has this node's id", "node", n.self, "addr", at)
-		n.copy = twin{at: at}
+	first := !n.twinLives()
+	n.twinAt, n.twinSeen = at, max(n.now(), 1)
+	n.many = false
+	n.muted = n.mute()
+	if first {
+		n.c.Log.Error(n.twinText())
 	}
-	n.copy.heard, n.copy.tries = now, 0
-	if n.copy.asked == 0 || now-n.copy.asked >= time.Second {
-		n.askTwin()
+	if first { // it may not be a member here yet
+		n.members.packetTo(at, frame(chanTwin, n.self, []byte(n.here().String())))
+	}
+	if n.twinNext == 0 {
+		n.callTwins()
 	}
 }
 
-// copied reports whether a copy of this node lives.
-func (n *Node) copied() bool { return n.copy.heard != 0 && n.now()-n.copy.heard < twinGone }
+// renewed returns when this node began a new epoch within the last minute.
+func (n *Node) renewed() []time.Duration {
+	n.renews = slices.DeleteFunc(n.renews, func(at time.Duration) bool { return n.now()-at > time.Minute })
+	return n.renews
+}
 
-// yields returns why this node makes no changes, if it does not: a copy of it lives that goes first, or
-// it lost so many writes to one that there must be.
-func (n *Node) yields() error {
+// checkEpoch begins a new epoch where others hold writes of this node that it lost, or gave it up.
+func (n *Node) checkEpoch() {
+	doubt, lost := n.doc.Doubt()
+	gone, given := n.view.Forgotten(n.self)
+	given = given && gone >= n.doc.Epoch()
+	if !lost && !given || n.quiet() || n.leaving.left() {
+		return
+	}
+	now := n.now()
+	if n.many = len(n.renewed()) >= renewsMax && !n.twinLives(); n.many {
+		n.muted = true
+		n.twinNext = now + twinAsk
+		return
+	}
+	n.renews = append(n.renews, now)
+	n.store.who.Epoch = max(n.store.who.Epoch, gone, doubt)
+	out := n.store.newEpoch()
 	switch {
-	case n.copied() && state.Yields(n.here(), n.copy.at):
-		return fmt.Errorf("two hosts are node %s, this one at %s and another at %s, so this one makes no changes; "+
-			"remove the state directory of one of them", n.self, n.here(), n.copy.at)
-	case n.overrun && !n.copied():
-		return fmt.Errorf("two hosts write as node %s, this one at %s and another, so this one makes no changes; "+
-			"remove the state directory of one of them", n.self, n.here())
+	case given:
+		n.note("this node was given up by others with rmpeer while it was away; it has joined again")
+	case n.store.fresh: // a person gave it the id of a node that was
+		n.c.Log.Info("this node takes up what others know of an earlier one of its id")
+	default:
+		n.note("others know more of this node than its own state directory did, which was set back to an older copy or lost writes; " +
+			"it has written all it has anew")
 	}
-	return nil
-}
-
-// twinWarning says what a person should know of a copy.
-func (n *Node) twinWarning() (string, bool) {
-	if err := n.yields(); err != nil {
-		return err.Error(), true
+	if err := n.store.name(); err != nil {
+		n.hold(err)
 	}
-	if n.copied() {
-		return fmt.Sprintf("two hosts are node %s, this one at %s and another at %s, which makes no changes; "+
-			"remove the state directory of one of them", n.self, n.here(), n.copy.at), true
+	n.keepRecords(bootRecord(n.store.boot))
+	n.members.epoch.Store(uint32(n.store.epoch))
+	n.doubtful = false
+	n.tell(out)
+	n.stale = true
+	if lost {
+		n.step(ipam.Renewed{Epoch: n.store.epoch})
 	}
-	return "", false
-}
-
-// takeTwin returns where a member with this node's id was seen since the last call; empty: nowhere.
-func (m *members) takeTwin() string {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	at := m.twin
-	m.twin = ""
-	return at
-}
-
-// packetTo sends a message to an address, whoever is there.
-func (m *members) packetTo(at netip.AddrPort, b []byte) {
-	if err := m.list.SendToAddress(memberlist.Address{Addr: at.String()}, b); err != nil {
-		m.log.Debug("packet not sent", "addr", at, "err", err)
+	if !n.held {
+		n.introduce()
 	}
+	n.rewant = now + time.Millisecond
 }
