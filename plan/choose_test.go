@@ -2,6 +2,7 @@ package plan
 
 import (
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 
@@ -211,5 +212,35 @@ func TestChooseUnderlay(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// TestUnderlayStays: only the loss of the address, another device or another MTU end the choice.
+func TestUnderlayStays(t *testing.T) {
+	at := netip.MustParsePrefix("192.0.2.2/24")
+	eth := LinkFacts{Name: "eth0", Index: 2, MTU: 1500, Up: true, Addrs: []netip.Prefix{netip.MustParsePrefix("10.0.0.1/8"), at}, Default: true}
+	u := Underlay{Device: "eth0", Index: 2, Addr: at.Addr(), Prefix: at, MTU: 1500}
+	for _, test := range []struct {
+		name string
+		edit func(*LinkFacts)
+		want bool
+	}{
+		{"nothing", func(*LinkFacts) {}, true},
+		{"down", func(l *LinkFacts) { l.Up, l.Default = false, false }, true},
+		{"one more address", func(l *LinkFacts) { l.Addrs = append(slices.Clone(l.Addrs), netip.MustParsePrefix("192.0.2.3/24")) }, true},
+		{"address gone", func(l *LinkFacts) { l.Addrs = l.Addrs[:1] }, false},
+		{"other prefix", func(l *LinkFacts) { l.Addrs = []netip.Prefix{netip.PrefixFrom(at.Addr(), 25)} }, false},
+		{"mtu", func(l *LinkFacts) { l.MTU = 1400 }, false},
+		{"another card", func(l *LinkFacts) { l.Index = 9 }, false},
+		{"renamed", func(l *LinkFacts) { l.Name = "eth1" }, false},
+	} {
+		l := eth
+		test.edit(&l)
+		if got := u.Stays([]LinkFacts{{Name: "lo", Index: 1}, l}); got != test.want {
+			t.Errorf("%s: %t", test.name, got)
+		}
+	}
+	if u.Stays(nil) {
+		t.Error("no interface at all")
 	}
 }

@@ -3,6 +3,7 @@ package plan
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 )
 
@@ -68,6 +69,17 @@ func chooseUnderlay(w Wants, links []LinkFacts) (Underlay, error) {
 		return found[0].underlay(p), nil
 	}
 	return Underlay{}, fmt.Errorf("several have a global address; name one with --iface or --advertise (%s)", list(found))
+}
+
+// Stays reports whether an underlay that was chosen is still there: the same device with the same
+// address and MTU. That the device is down for a moment is no reason to look for another.
+func (u Underlay) Stays(links []LinkFacts) bool {
+	for _, l := range links {
+		if l.Name == u.Device && l.Index == u.Index {
+			return l.MTU == u.MTU && slices.Contains(l.Addrs, u.Prefix)
+		}
+	}
+	return false
 }
 
 // withAddress picks the interface that has the advertised address, whatever kind of address it is.

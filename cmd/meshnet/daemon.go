@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -39,7 +40,7 @@ func daemon(ctx context.Context, o options, logTo io.Writer) error {
 	parent := notifier()
 	err := o.settle(parent != nil)
 	if err == nil {
-		err = run(ctx, o, newLog(o, logTo), parent)
+		err = runWhereverItIs(ctx, o, newLog(o, logTo), parent)
 	}
 	if err != nil {
 		tell(parent, ready{Error: err.Error()})
@@ -77,7 +78,9 @@ func newLog(o options, to io.Writer) *slog.Logger {
 	return slog.New(slog.NewTextHandler(to, level))
 }
 
-func run(ctx context.Context, o options, log *slog.Logger, parent *os.File) error {
+// runWhereverItIs runs this node, and again with another address when the host's changes. What is on
+// the host stays meanwhile, as over any restart.
+func runWhereverItIs(ctx context.Context, o options, log *slog.Logger, parent *os.File) error {
 	if err := os.MkdirAll(o.runDir, 0o755); err != nil {
 		return fmt.Errorf("make run directory: %w", err)
 	}
@@ -86,10 +89,25 @@ func run(ctx context.Context, o options, log *slog.Logger, parent *os.File) erro
 		return err
 	}
 	defer held.Close()
+	var moves []string
+	for {
+		err := run(ctx, o, log, parent, moves)
+		m := &moved{}
+		if !errors.As(err, &m) {
+			return err
+		}
+		log.Info("underlay changed", "was", m.was, "is", m.is)
+		moves = []string{m.Error()}
+	}
+}
+
+// run runs this node until ctx ends or the underlay changes. warnings are of the run before.
+func run(ctx context.Context, o options, log *slog.Logger, parent *os.File, warnings []string) error {
 	h, err := look(ctx, o, log)
 	if err != nil {
 		return err
 	}
+	h.warnings = append(h.warnings, warnings...)
 	node, err := h.newMesh()
 	if err != nil {
 		return err
@@ -126,6 +144,7 @@ func run(ctx context.Context, o options, log *slog.Logger, parent *os.File) erro
 	g.run("run links", links.Run)
 	g.run("run agent", doer.Run)
 	g.run("answer", door.Serve)
+	g.run("watch the underlay", h.watch)
 	g.run("start", func(ctx context.Context) error {
 		h.announce(ctx, node, doer, parent)
 		return nil
