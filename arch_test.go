@@ -66,6 +66,7 @@ var owners = map[string][]string{
 	"github.com/moby/moby/client":     {"docker"},
 	"github.com/moby/moby/api":        {"docker"},
 	"github.com/urfave/cli/v2":        {"cmd/meshnet"},
+	"github.com/BurntSushi/toml":      {"cmd/meshnet"},
 }
 
 // impure is what a pure package may not import: clocks are allowed for their types only.

@@ -3,6 +3,7 @@ module meshnet
 go 1.25.0
 
 require (
+	github.com/BurntSushi/toml v1.6.0
 	github.com/containerd/errdefs v1.0.0
 	github.com/go-logr/logr v1.4.2
 	github.com/google/nftables v0.3.0

@@ -39,6 +39,11 @@ func (c *Client) Version(ctx context.Context) (v Version, err error) {
 	return v, c.ask(ctx, "GET", "/v1/version", nil, &v)
 }
 
+// Settings returns how the daemon was set, in the order of up's flags.
+func (c *Client) Settings(ctx context.Context) (s []Setting, err error) {
+	return s, c.ask(ctx, "GET", "/v1/settings", nil, &s)
+}
+
 // Status asks all members for their digest.
 func (c *Client) Status(ctx context.Context) (s Status, err error) {
 	return s, c.ask(ctx, "GET", "/v1/status", nil, &s)

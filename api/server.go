@@ -62,7 +62,8 @@ type Config struct {
 	Version  string
 	RunDir   string // told to who stops the daemon
 	StateDir string
-	Stop     func() // ends the daemon; required; called at most once a request
+	Settings []Setting // in force, for config show
+	Stop     func()    // ends the daemon; required; called at most once a request
 	Log      *slog.Logger
 }
 
@@ -157,6 +158,9 @@ func (s *Server) routes() http.Handler {
 	})
 	mux.HandleFunc("GET /v1/status", func(w http.ResponseWriter, r *http.Request) {
 		answer(w, statusOf(door.Status(r.Context())))
+	})
+	mux.HandleFunc("GET /v1/settings", func(w http.ResponseWriter, _ *http.Request) {
+		answer(w, s.c.Settings)
 	})
 	mux.HandleFunc("GET /v1/nodes", func(w http.ResponseWriter, _ *http.Request) {
 		answer(w, each(door.Nodes(), nodeOf))

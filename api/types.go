@@ -213,6 +213,13 @@ type Version struct {
 	Version string `json:"version"`
 }
 
+// Setting is one thing that the daemon was told, or found out.
+type Setting struct {
+	Key   string `json:"key"` // a long flag of up
+	Value string `json:"value"`
+	From  string `json:"from"` // flag --F, environment V, file PATH, found or default
+}
+
 // Stopping is the answer to stop: where to see that the daemon has ended.
 type Stopping struct {
 	PID      int    `json:"pid"`

@@ -2,6 +2,7 @@ package netns
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -34,6 +35,15 @@ func WatchUnderlay(ctx context.Context, index int, changed func() (there bool, e
 type subscriptionError struct{ err error }
 
 func (e subscriptionError) Error() string { return e.err.Error() }
+
+// errClosed: the kernel, or the library, gave up a subscription.
+var errClosed = errors.New("the kernel closed the subscription")
+
+// drain empties a channel until its sender has closed it.
+func drain[T any](c <-chan T) {
+	for range c {
+	}
+}
 
 func isSubscription(err error) bool { _, ok := err.(subscriptionError); return ok }
 

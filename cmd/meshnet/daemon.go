@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"slices"
 	"syscall"
+	"time"
 
 	"meshnet/agent"
 	"meshnet/api"
@@ -37,15 +38,64 @@ type host struct {
 
 // daemon runs this node until ctx ends. Who waits for it to be ready is told, also of a failure.
 func daemon(ctx context.Context, o options, logTo io.Writer) error {
-	parent := notifier()
-	err := o.settle(parent != nil)
+	w := waiting{notifier(), newNotify()}
+	err := o.settle(w.parent != nil)
 	if err == nil {
-		err = runWhereverItIs(ctx, o, newLog(o, logTo), parent)
+		err = runWhereverItIs(ctx, o, newLog(o, logTo), w)
+	}
+	if other := (&errRunning{}); errors.As(err, &other) {
+		w.tell(ready{Running: other.version})
+		return err
 	}
 	if err != nil {
-		tell(parent, ready{Error: err.Error()})
+		w.tell(ready{Error: err.Error()})
 	}
 	return err
+}
+
+// waiting is who waits for the daemon to be ready.
+type waiting struct {
+	parent  *os.File // a meshnet up -d; nil: none
+	service notify
+}
+
+// tell says it once to the parent, and to the service manager each time.
+func (w waiting) tell(r ready) error {
+	tell(w.parent, r)
+	if r.Error != "" || r.Running != "" {
+		return nil
+	}
+	return w.service.say(fmt.Sprintf("READY=1\nSTATUS=node %s (%s) on %s, transport %s", r.Name, r.ID, r.Address, r.Transport))
+}
+
+// errRunning: another daemon of this run directory answers.
+type errRunning struct{ version string }
+
+func (e *errRunning) Error() string { return "meshnet " + e.version + " runs already" }
+
+// other waits until the daemon that has the run directory answers: several that are started at once
+// are one.
+func other(ctx context.Context, o options, locked error) error {
+	ctx, cancel := context.WithTimeout(ctx, readyMax)
+	defer cancel()
+	for {
+		s, err := api.NewClient(o.socket).Version(ctx)
+		if err == nil {
+			return &errRunning{s.Version}
+		}
+		if !errors.Is(err, api.ErrNoDaemon) {
+			return locked
+		}
+		select {
+		case <-time.After(endPoll):
+		case <-ctx.Done():
+			return locked
+		}
+		if held, err := lock(o.runDir, syscall.LOCK_SH); err == nil {
+			held.Close()
+			return fmt.Errorf("another meshnet up failed at the same time; start it again")
+		}
+	}
 }
 
 // settle makes paths absolute. One that is detached then leaves the directory it was started in, so
@@ -80,18 +130,21 @@ func newLog(o options, to io.Writer) *slog.Logger {
 
 // runWhereverItIs runs this node, and again with another address when the host's changes. What is on
 // the host stays meanwhile, as over any restart.
-func runWhereverItIs(ctx context.Context, o options, log *slog.Logger, parent *os.File) error {
+func runWhereverItIs(ctx context.Context, o options, log *slog.Logger, w waiting) error {
 	if err := os.MkdirAll(o.runDir, 0o755); err != nil {
 		return fmt.Errorf("make run directory: %w", err)
 	}
 	held, err := lock(o.runDir, syscall.LOCK_EX)
+	if errors.Is(err, errLocked) {
+		return other(ctx, o, err)
+	}
 	if err != nil {
 		return err
 	}
 	defer held.Close()
 	var moves []string
 	for {
-		err := run(ctx, o, log, parent, moves)
+		err := run(ctx, o, log, w, moves)
 		m := &moved{}
 		if !errors.As(err, &m) {
 			return err
@@ -102,7 +155,7 @@ func runWhereverItIs(ctx context.Context, o options, log *slog.Logger, parent *o
 }
 
 // run runs this node until ctx ends or the underlay changes. warnings are of the run before.
-func run(ctx context.Context, o options, log *slog.Logger, parent *os.File, warnings []string) error {
+func run(ctx context.Context, o options, log *slog.Logger, w waiting, warnings []string) error {
 	h, err := look(ctx, o, log)
 	if err != nil {
 		return err
@@ -133,7 +186,7 @@ func run(ctx context.Context, o options, log *slog.Logger, parent *os.File, warn
 	}
 	g := newGroup(ctx)
 	door, err := api.Listen(api.Config{
-		Path: o.socket, Door: doer, Version: version, RunDir: o.runDir, StateDir: o.stateDir,
+		Path: o.socket, Door: doer, Version: version, RunDir: o.runDir, StateDir: o.stateDir, Settings: h.inForce(node),
 		Stop: func() { g.cancel(nil) }, Log: log,
 	})
 	if err != nil {
@@ -146,7 +199,7 @@ func run(ctx context.Context, o options, log *slog.Logger, parent *os.File, warn
 	g.run("answer", door.Serve)
 	g.run("watch the underlay", h.watch)
 	g.run("start", func(ctx context.Context) error {
-		h.announce(ctx, node, doer, parent)
+		h.announce(ctx, node, doer, w)
 		return nil
 	})
 	return g.wait()
@@ -203,6 +256,14 @@ func (h *host) warn(text string) {
 	h.warnings = append(h.warnings, text)
 }
 
+// inForce returns the settings with what was found out of the host.
+func (h *host) inForce(node *mesh.Node) []api.Setting {
+	return found(h.settings, map[string]string{
+		"id": node.Self().String(), "name": h.name, "iface": h.underlay.Device, "advertise": h.underlay.Addr.String(),
+		"default-subnet": h.subnet.String(),
+	})
+}
+
 func (h *host) newMesh() (*mesh.Node, error) {
 	device, err := net.InterfaceByIndex(h.underlay.Index)
 	if err != nil {
@@ -227,7 +288,7 @@ func (h *host) avoid() []netip.Prefix {
 }
 
 // announce waits until the node is ready, the default network included, and says so.
-func (h *host) announce(ctx context.Context, node *mesh.Node, a *agent.Agent, parent *os.File) {
+func (h *host) announce(ctx context.Context, node *mesh.Node, a *agent.Agent, w waiting) {
 	for _, ready := range []<-chan struct{}{node.Ready(), a.Ready()} {
 		select {
 		case <-ready:
@@ -241,6 +302,11 @@ func (h *host) announce(ctx context.Context, node *mesh.Node, a *agent.Agent, pa
 	}
 	h.log.Info("node is up", "node", r.ID, "name", r.Name, "addr", r.Address, "device", r.Device,
 		"transport", r.Transport, "why", h.choice.Why)
-	tell(parent, r)
+	if err := w.tell(r); err != nil {
+		h.log.Warn("nobody was told that the node is ready", "err", err)
+	}
 	<-ctx.Done()
+	if err := w.service.say("STOPPING=1"); err != nil {
+		h.log.Debug("nobody was told that the node stops", "err", err)
+	}
 }

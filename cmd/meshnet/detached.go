@@ -33,6 +33,8 @@ type ready struct {
 	PID       int      `json:"pid,omitempty"`
 	Warnings  []string `json:"warnings,omitempty"`
 	Error     string   `json:"error,omitempty"`
+	// Running is the version of another daemon, which was faster.
+	Running string `json:"running,omitempty"`
 }
 
 // detached starts this program again as a daemon in a session of its own and waits until it is ready.
@@ -86,6 +88,10 @@ func (t *terminal) told(c *cli.Context, cmd *exec.Cmd, r ready) error {
 	if r.Error != "" {
 		cmd.Wait() // what it says is in r
 		return errors.New(r.Error)
+	}
+	if r.Running != "" {
+		cmd.Wait()
+		return t.said(c, "meshnet "+r.Running+" runs already")
 	}
 	if err := cmd.Process.Release(); err != nil {
 		return fmt.Errorf("leave daemon: %w", err)

@@ -34,7 +34,7 @@ func (t *terminal) down() *cli.Command {
 				Name: "purge", DisableDefaultText: true,
 				Usage: "also remove all that meshnet ever made on this host: traffic stops",
 			},
-		}, dirFlags()...),
+		}, settleable(dirFlags())...),
 		Action: verb(0, 0, words, t.stop),
 	}
 }
@@ -44,6 +44,9 @@ func (t *terminal) stop(c *cli.Context) error {
 	purging := c.Bool("purge")
 	if purging && os.Geteuid() != 0 {
 		return errors.New("--purge changes this host's network, which only root may; use sudo meshnet down --purge")
+	}
+	if _, err := t.configure(c); err != nil {
+		return err
 	}
 	runDir, stateDir := c.String("run-dir"), c.String("state-dir")
 	message := "meshnet is down; traffic goes on"
@@ -128,7 +131,7 @@ func purge(ctx context.Context, runDir, stateDir, ovsdb string) error {
 	if switchErr == nil && linkErr == nil { // else there is still something to find
 		errs = append(errs,
 			removeOurs(runDir, lockName, "meshnet.sock", "meshnet.log", "meshnet.log.1", "ovs"),
-			removeOurs(stateDir, "identity", "log", "log.old", "lock", "peers"))
+			removeOurs(stateDir, "identity", "identity.new", "identity.damaged", "log", "log.new", "log.old", "log.damaged", "lock", "peers"))
 	}
 	return errors.Join(errs...)
 }

@@ -53,13 +53,14 @@ type options struct {
 	quarantine time.Duration
 	level      slog.Level
 	logJSON    bool
+	settings   []api.Setting // the same, for config show
 }
 
 func (t *terminal) up() *cli.Command {
 	return &cli.Command{
 		Name: "up", Usage: "run this node",
 		Description: "Runs in the foreground; with -d it returns when the node is ready. A second up says so and does nothing.",
-		Flags: append([]cli.Flag{
+		Flags: settleable(append([]cli.Flag{
 			&cli.BoolFlag{Name: "detach", Aliases: []string{"d"}, Usage: "return when the node is ready", DisableDefaultText: true},
 			&cli.StringFlag{Name: "name", Usage: "`NAME` of this node", DefaultText: "the host's name"},
 			&cli.StringFlag{Name: "id", Usage: "`ID` of this node, 16 hexadecimal digits", DefaultText: "minted at the first start"},
@@ -78,7 +79,7 @@ func (t *terminal) up() *cli.Command {
 			&cli.DurationFlag{Name: "quarantine", Usage: "`DURATION` for which the addresses of a removed node rest", Value: 10 * time.Minute, Hidden: true},
 			&cli.StringFlag{Name: "log-level", Usage: "`LEVEL`: debug, info, warn or error", Value: "info"},
 			&cli.StringFlag{Name: "log-format", Usage: "`FORMAT`: text or json", Value: "text"},
-		}, dirFlags()...),
+		}, dirFlags()...)),
 		Action: verb(0, 0, words, t.start),
 	}
 }
@@ -88,16 +89,22 @@ func dirFlags() []cli.Flag {
 	return []cli.Flag{
 		&cli.StringFlag{Name: "state-dir", Usage: "`PATH` of what survives a reboot", Value: stateDirDefault},
 		&cli.StringFlag{Name: "run-dir", Usage: "`PATH` of sockets, the log and a private Open vSwitch", Value: runDirDefault},
+		configFlag(),
 		&cli.StringFlag{Name: "ovsdb", Usage: "`ADDRESS` of the host's Open vSwitch database, like unix:/run/openvswitch/db.sock"},
 	}
 }
 
 // start is the action of up.
 func (t *terminal) start(c *cli.Context) error {
+	settings, err := t.configure(c)
+	if err != nil {
+		return err
+	}
 	o, err := readOptions(c)
 	if err != nil {
 		return err
 	}
+	o.settings = settings
 	if s, err := api.NewClient(o.socket).Version(c.Context); err == nil {
 		return t.said(c, "meshnet "+s.Version+" runs already")
 	} else if !errors.Is(err, api.ErrNoDaemon) {
@@ -109,7 +116,11 @@ func (t *terminal) start(c *cli.Context) error {
 	if c.Bool("detach") {
 		return t.detached(c, o)
 	}
-	return daemon(c.Context, o, t.err)
+	err = daemon(c.Context, o, t.err)
+	if other := (&errRunning{}); errors.As(err, &other) {
+		return t.said(c, other.Error())
+	}
+	return err
 }
 
 // said prints a message, for people or as JSON.
