@@ -49,7 +49,7 @@ deps:
 .PHONY: test
 test: deps build
 	MESHNET_REQUIRE=1 go test -timeout 10m $(UNIT)
-	MESHNET_REQUIRE=1 go test -count 1 -timeout 45m ./testlab -lab -v
+	MESHNET_REQUIRE=1 go test -count 1 -timeout 60m ./testlab -lab -v
 
 .PHONY: soak
 soak: deps build
@@ -63,7 +63,7 @@ soak: deps build
 	$(MAKE) fuzz FUZZTIME=10m
 	go test -count 1 -timeout 2h ./mesh -run 'TestForm$$|TestHeal$$' -forms 100 -heals 10 -v
 	for i in 1 2 3; do MESHNET_REQUIRE=1 go test -count 1 -timeout 90m ./testlab -lab -v -run AddressesAtRandom -steps 500 || exit 1; done
-	MESHNET_REQUIRE=1 go test -count 3 -timeout 180m ./testlab -lab -v
+	MESHNET_REQUIRE=1 go test -count 3 -timeout 240m ./testlab -lab -v -cut 5m
 	MESHNET_REQUIRE=1 go test -count 1 -timeout 60m ./testlab -lab -soak -v -run 'Attachment|RunContainer|Removed|AttachDetach'
 	go test -count 1 -timeout 60m ./agent -run AttachFaults -seeds 5000
 

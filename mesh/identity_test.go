@@ -158,6 +158,12 @@ func TestClonedMachine(t *testing.T) {
 				}
 				l.unique(web)
 				l.stop(tt.copy)
+				for range 100 { // it says that it stops, which the other does not
+					time.Sleep(10 * time.Millisecond)
+					if !slices.Contains(l.nodes[0].members.alive(), one.Self()) {
+						t.Fatal("the copy that stopped took the other with it")
+					}
+				}
 				l.await("undisturbed", 40*time.Second, func() bool {
 					h := l.nodes[tt.first]
 					_, err := h.Do(t.Context(), state.Create{Name: "again"})

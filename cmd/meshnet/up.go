@@ -106,6 +106,7 @@ func (t *terminal) start(c *cli.Context) error {
 	}
 	o.settings = settings
 	if s, err := api.NewClient(o.socket).Version(c.Context); err == nil {
+		tell(notifier(), ready{Running: s.Version})
 		return t.said(c, "meshnet "+s.Version+" runs already")
 	} else if !errors.Is(err, api.ErrNoDaemon) {
 		return err
