@@ -128,7 +128,12 @@ func (in instance) startServer(ctx context.Context) error {
 func (in instance) start(ctx context.Context, program string, args ...string) error {
 	args = append(args, "--detach", "--no-chdir", "-vconsole:err", "-vsyslog:err",
 		"--pidfile="+in.pidFile(program), "--log-file="+filepath.Join(in.dir, program+".log"))
-	return in.run(ctx, program, args...)
+	path, err := findProgram(program)
+	if err != nil {
+		return err
+	}
+	path, args = service{systemdDir, "/proc/self/cgroup"}.unit(in, program, path, args)
+	return in.command(ctx, path, args)
 }
 
 // run runs a program of Open vSwitch to its end.
@@ -137,8 +142,12 @@ func (in instance) run(ctx context.Context, program string, args ...string) erro
 	if err != nil {
 		return err
 	}
+	return in.command(ctx, path, args)
+}
+
+func (in instance) command(ctx context.Context, path string, args []string) error {
 	cmd := exec.Command(path, args...)
-	cmd.Env = append(os.Environ(), "OVS_RUNDIR="+in.dir, "OVS_LOGDIR="+in.dir, "OVS_DBDIR="+in.dir)
+	cmd.Env = append(os.Environ(), in.environ()...)
 	return runCommand(ctx, cmd)
 }
 

@@ -172,7 +172,7 @@ func (t *terminal) app() *cli.App {
 			},
 			t.attach(), t.detach(), t.runContainer(), t.await(), t.expose(), t.hide(), t.publish(), t.unpublish(), t.ps(), t.nodes(),
 			t.cluster(), t.rmpeer(), t.leave(), t.status(), t.ipam(), t.conflicts(), t.eventsVerb(), t.doctor(), t.config(), t.version(),
-			t.completion(), t.help(),
+			t.completion(), t.man(), t.help(),
 		},
 		Flags:           append(common(), cli.HelpFlag), // not added by itself where help is a command of ours
 		HideHelpCommand: true,
