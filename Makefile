@@ -60,7 +60,7 @@ check:
 	go vet ./...
 	go mod tidy -diff
 	go run $(STATICCHECK) ./...
-	@if command -v shellcheck >/dev/null; then shellcheck testlab/lab testlab/vm testlab/deps testlab/demo testlab/attach-bench .ci/run packaging/deb packaging/postinst packaging/prerm packaging/postrm; \
+	@if command -v shellcheck >/dev/null; then shellcheck testlab/lab testlab/vm testlab/deps testlab/demo testlab/attach-bench testlab/machine testlab/service .ci/run packaging/deb packaging/postinst packaging/prerm packaging/postrm; \
 	elif [ -n "$$CI" ]; then echo "shellcheck is not installed"; exit 1; fi
 	go test .
 	go test -count 1 ./mesh/sim -run Simulation -for 3s

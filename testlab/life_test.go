@@ -434,3 +434,41 @@ func TestUpgrade(t *testing.T) {
 		}
 	}
 }
+
+// TestService installs the package on a machine of its own, with systemd and a disk, and lives with it:
+// enable, kill, restart, upgrade, reboot, remove, purge.
+func TestService(t *testing.T) {
+	job := t.TempDir()
+	for version, name := range map[string]string{"0.0.1": "one.deb", "0.0.2": "two.deb"} {
+		cmd := exec.Command("make", "deb", "VERSION="+version)
+		cmd.Dir = ".."
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Fatalf("make deb: %v\n%s", err, out)
+		}
+		made, err := filepath.Glob("../bin/meshnet_" + version + "_*.deb")
+		if err != nil || len(made) != 1 {
+			t.Fatalf("packages of %s: %v %v", version, made, err)
+		}
+		if err := os.Rename(made[0], filepath.Join(job, name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	build := exec.Command("make", "build") // as it was
+	build.Dir = ".."
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("make: %v\n%s", err, out)
+	}
+	script, err := os.ReadFile("service")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(job, "run"), script, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	out, err := exec.Command("./machine", job).CombinedOutput()
+	log, _ := os.ReadFile(filepath.Join(job, "log"))
+	t.Logf("%s\n%s", log, out)
+	if err != nil || !strings.Contains(string(log), "purge: the host is as before") {
+		t.Errorf("machine: %v", err)
+	}
+}
