@@ -7,7 +7,6 @@ import (
 	"slices"
 
 	"meshnet/plan"
-	"meshnet/state"
 )
 
 // apply is one run of [Switch.Apply].
@@ -59,8 +58,12 @@ func (a *apply) run(ctx context.Context) {
 		a.flows(ctx)
 	}
 	a.judge(want)
-	if a.plan.Transport == state.OVSUserspace {
-		a.warm(ctx)
+	if _, err := a.s.warm(ctx, a.plan); err != nil {
+		a.errs = append(a.errs, err)
+	}
+	select {
+	case a.s.cold <- struct{}{}:
+	default: // it will look anyway
 	}
 }
 

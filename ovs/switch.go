@@ -59,6 +59,7 @@ type Switch struct {
 	prober  *prober
 	drift   chan struct{}
 	dialled chan struct{} // holds a token when there is a new OpenFlow connection
+	cold    chan struct{} // holds a token when a plan was applied, whose tunnels may be new
 	// devices returns the index of each network device of the host. A test has its own.
 	devices func() (map[string]int, error)
 
@@ -88,7 +89,7 @@ type retry struct {
 // New checks the configuration.
 func New(c Config) (*Switch, error) {
 	s := &Switch{
-		config: c, drift: make(chan struct{}, 1), dialled: make(chan struct{}, 1), up: make(chan struct{}),
+		config: c, drift: make(chan struct{}, 1), dialled: make(chan struct{}, 1), cold: make(chan struct{}, 1), up: make(chan struct{}),
 		devices: hostDevices, retries: map[string]retry{},
 	}
 	switch {
@@ -125,9 +126,10 @@ func (s *Switch) drifted() {
 // Run starts the instance where it has to, connects, and does both again whenever one is lost, until
 // ctx ends. It leaves the instance running.
 func (s *Switch) Run(ctx context.Context) error {
-	var probing sync.WaitGroup
-	defer probing.Wait()
-	probing.Go(func() { s.prober.run(ctx) })
+	var beside sync.WaitGroup
+	defer beside.Wait()
+	beside.Go(func() { s.prober.run(ctx) })
+	beside.Go(func() { s.keepWarm(ctx) })
 	delay := backoffMin
 	for {
 		s.leave(ctx)
