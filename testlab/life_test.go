@@ -67,23 +67,23 @@ func (l *lab) pinging(host int, container, to string) (stop func() (lost int, ga
 		if err := cmd.Wait(); err != nil && !strings.Contains(out.String(), "received") {
 			l.t.Fatalf("ping: %v\n%s", err, out.String())
 		}
-		m := lossRE.FindStringSubmatch(out.String())
-		if m == nil {
-			l.t.Fatalf("ping:\n%s", out.String())
-		}
-		sent, _ := strconv.Atoi(m[1])
-		got, _ := strconv.Atoi(m[2])
 		last, gap := float64(began.UnixNano())/1e9, 0.0
+		seqs, sent := map[int]bool{}, 0
 		for _, line := range stampRE.FindAllStringSubmatch(out.String(), -1) {
 			at, _ := strconv.ParseFloat(line[1], 64)
 			gap = max(gap, at-last)
 			last = at
+			seq, _ := strconv.Atoi(line[2])
+			seqs[seq], sent = true, max(sent, seq) // the last may be on its way when it ends
 		}
-		return sent - got, time.Duration(gap * 1e9)
+		if sent == 0 {
+			l.t.Fatalf("ping:\n%s", out.String())
+		}
+		return sent - len(seqs), time.Duration(gap * 1e9)
 	}
 }
 
-var stampRE = regexp.MustCompile(`(?m)^\[([0-9.]+)\] 64 bytes`)
+var stampRE = regexp.MustCompile(`(?m)^\[([0-9.]+)\] 64 bytes .* icmp_seq=([0-9]+) `)
 
 // TestManyUp: five hosts that start in the same second are one mesh with one network, and five up on one
 // host are one daemon.
