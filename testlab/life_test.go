@@ -170,7 +170,7 @@ func (l *lab) cloned() {
 	l.meshnet(5, "up", "-d", "--name", "h4")
 	for _, h := range []int{4, 5} {
 		l.within(fmt.Sprintf("host %d knows of its clone", h), 20*time.Second, func() bool {
-			return strings.Contains(l.meshnet(h, "status"), "has the same node id")
+			return strings.Contains(l.meshnet(h, "status"), "two hosts are node")
 		})
 	}
 	l.t.Logf("both know after %s", time.Since(began).Round(time.Millisecond))
