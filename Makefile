@@ -74,10 +74,12 @@ deps:
 .PHONY: test
 test: deps build
 	MESHNET_REQUIRE=1 go test -timeout 10m $(UNIT)
-	MESHNET_REQUIRE=1 go test -count 1 -timeout 60m ./testlab -lab -v
+	MESHNET_REQUIRE=1 go test -count 1 -timeout 60m ./testlab -lab -v -skip '^TestService$$'
 
+# TestService boots an emulated machine with systemd several times over, which takes longer than all else.
 .PHONY: soak
 soak: deps build
+	MESHNET_REQUIRE=1 go test -count 1 -timeout 60m ./testlab -lab -v -run '^TestService$$'
 	$(MAKE) mutate
 	$(MAKE) sim RUNS=1000000
 	$(MAKE) sim RUNS=20000 NODES=50
