@@ -375,6 +375,12 @@ func (m *members) NotifyPingComplete(n *memberlist.Node, rtt time.Duration, payl
 	m.mu.Lock()
 	if p, ok := m.lives[n.Name]; ok {
 		p.rtt = rtt
+		// It said that it stops, and was there again before memberlist missed it: nothing else tells.
+		if p.state == state.Left && time.Since(p.since) > 2*leaveMax {
+			p.state, p.since = state.Alive, time.Now()
+			m.known[id] = p
+			m.changes()
+		}
 	}
 	m.mu.Unlock()
 	if len(payload) == 8 && [8]byte(payload) != [8]byte(m.digest.Load()[:8]) {

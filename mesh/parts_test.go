@@ -366,3 +366,26 @@ func TestDiscovery(t *testing.T) {
 		t.Logf("stopped in %s", took)
 	}
 }
+
+// TestBackBeforeMissed: a member that said that it stops, and was started again before memberlist missed it,
+// is alive again with the next ping that it answers. One that still answers while it stops is not.
+func TestBackBeforeMissed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newMembers(1, "h1", 1, slog.New(slog.DiscardHandler))
+		digest := [16]byte{}
+		m.digest.Store(&digest)
+		at := netip.MustParseAddrPort("192.0.2.2:17946")
+		n := &memberlist.Node{Name: memberName(2, at), Addr: at.Addr().AsSlice(), Port: at.Port(), Meta: meta{2, 1, "h2"}.encode()}
+		m.NotifyJoin(n)
+		m.left(2, n.Name)
+		m.NotifyPingComplete(n, time.Millisecond, nil)
+		if len(m.alive()) != 0 {
+			t.Error("alive while it stops")
+		}
+		time.Sleep(2*leaveMax + time.Second)
+		m.NotifyPingComplete(n, time.Millisecond, nil)
+		if len(m.alive()) != 1 {
+			t.Error("not alive although it answers")
+		}
+	})
+}
