@@ -43,10 +43,9 @@ func TestExpelled(t *testing.T) {
 		rests := func() bool {
 			return len(l.nodes[0].Quarantined(t.Context()))+len(l.nodes[1].Quarantined(t.Context())) > 0
 		}
-		l.await("at rest", time.Second, func() bool {
-			lost := l.nodes[1].Lost(t.Context())
-			return len(lost) == 1 && lost[0].Name == "h2" && rests()
-		})
+		if lost := l.nodes[1].Lost(t.Context()); len(lost) != 1 || lost[0].Name != "h2" || !rests() {
+			t.Error("nothing rests", lost)
+		}
 		l.await("inherited", time.Minute, func() bool { return !rests() })
 		for i := range 12 { // all but the one that c2 may come back to
 			l.nodes[i%2].do(t, attach(net, fmt.Sprint("x", i)))

@@ -119,7 +119,7 @@ func (n *Node) warnings() []string {
 
 // Lost returns the nodes that were given up, in the order of their ids.
 func (n *Node) Lost(ctx context.Context) (lost []state.Lost) {
-	if n.call(ctx, func() { lost = n.ipam.Lost() }) != nil {
+	if n.call(ctx, func() { n.refresh(); lost = n.ipam.Lost() }) != nil {
 		return nil // it stops
 	}
 	return lost
@@ -128,7 +128,7 @@ func (n *Node) Lost(ctx context.Context) (lost []state.Lost) {
 // Quarantined returns the ranges that belonged to nodes that were given up, in the order of (network,
 // prefix).
 func (n *Node) Quarantined(ctx context.Context) (ranges []state.Quarantined) {
-	if n.call(ctx, func() { ranges = n.ipam.Quarantined() }) != nil {
+	if n.call(ctx, func() { n.refresh(); ranges = n.ipam.Quarantined() }) != nil {
 		return nil
 	}
 	return ranges
