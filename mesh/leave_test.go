@@ -57,11 +57,11 @@ func TestExpelled(t *testing.T) {
 		}
 		l.start(2)
 		l.await("back", 30*time.Second, l.converged)
+		l.await("c2 back", 10*time.Second, func() bool {
+			e, ok := l.nodes[0].View().Endpoint(had.Endpoint)
+			return ok && e.Addr == had.Addr && e.Node == gone
+		})
 		nw, _ := l.nodes[0].View().Network(net)
-		e, ok := l.nodes[0].View().Endpoint(had.Endpoint)
-		if !ok || e.Addr != had.Addr || e.Node != gone {
-			t.Fatal("c2 has not come back", ok)
-		}
 		shown, _ := nw.At(had.Addr)
 		if shown.Node == gone && len(l.nodes[0].View().Conflicts()) != 0 || shown.Node != gone && len(l.nodes[0].View().Conflicts()) != 1 {
 			t.Error(l.nodes[0].View().Conflicts())
