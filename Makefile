@@ -3,7 +3,7 @@
 # make lab-down   ends it
 # make lab-vm     the same in a QEMU guest with Debian's own kernel, so that it has the kernel's datapath (root)
 # make check      format, vet, staticcheck, shellcheck, architecture, tidy modules: seconds, no root
-# make test       installs what is missing (apt), then every test and the lab's tests (root)
+# make test       installs what is missing (apt), then every test but two of the lab's, which soak has (root)
 # make soak       the same things for long: more seeds, longer fuzzing, the lab three times over
 # make install    the program, its service, manual and completion below DESTDIR and PREFIX (/usr/local)
 # make deb        the same as a Debian package, in bin
