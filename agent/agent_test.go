@@ -464,6 +464,11 @@ func TestPath(t *testing.T) {
 			}
 			ids = append(ids, at.Endpoint)
 		}
+		// Before the loop has seen that the first one is gone, as right after a reboot.
+		h.boxes.start("/run/netns/c1")
+		if at, _, err := h.Attach(ctx, AttachRequest{Container: ref, Network: "web"}); err != nil || at.Endpoint != ids[0] {
+			t.Errorf("attach the successor at once: %+v %v", at, err)
+		}
 		h.boxes.start("c1")
 		if _, _, err := h.Attach(ctx, AttachRequest{Container: Ref{Name: "c1"}, Network: "web"}); !errors.Is(err, ErrRefused) {
 			t.Errorf("attach another c1: %v", err)

@@ -199,7 +199,7 @@ func (a *Agent) wish(ctx context.Context, r AttachRequest, n *state.Network, s s
 				old.Container = name // it may have another by now
 			}
 			return a.merge(old, r)
-		case old.Container == name && now.gone[old.ID]:
+		case old.Container == name && (now.gone[old.ID] || a.ended(ctx, old)):
 			old.Source = s
 			return a.merge(old, r)
 		case old.Container == name:
@@ -217,6 +217,13 @@ func (a *Agent) wish(ctx context.Context, r AttachRequest, n *state.Network, s s
 		Names:          sorted(r.Names),
 		NoDefaultRoute: r.NoDefaultRoute,
 	}, nil
+}
+
+// ended reports whether an attachment's container is not there any more, which the loop may not have
+// seen yet.
+func (a *Agent) ended(ctx context.Context, w state.Attach) bool {
+	_, err := a.c.Sandboxes.Open(ctx, w.Source)
+	return errors.Is(err, ErrGone)
 }
 
 // merge adds what a repeated request asks for to an attachment, as long as nothing that the container
