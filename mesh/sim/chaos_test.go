@@ -224,6 +224,7 @@ func (w *world) act(a act) {
 
 // operate is what people do.
 func (w *world) operate(kind actKind, h *host, pick *dice) {
+	h.refresh()
 	nets := h.view.Networks()
 	if kind == actCreate {
 		h.create(state.Create{

@@ -173,6 +173,7 @@ func (w *world) checkEnd() {
 		ps, sh := dump(h.doc)
 		w.samePatches(first, h, patches, ps)
 		w.sameShared(first, h, shared, sh)
+		first.refresh()
 		h.refresh()
 		if what := differ(first.view, h.view); what != "" {
 			w.fatal("the views of %s and %s differ: %s", first.name, h.name, what)
@@ -441,6 +442,7 @@ func (w *world) probe() {
 	}
 	for k, h := range w.hosts {
 		w.until(w.now + 300*time.Millisecond) // what the one before got is known
+		h.look()
 		nets := h.view.Networks()
 		if len(nets) == 0 {
 			return

@@ -40,6 +40,9 @@ func (h *host) survey() {
 
 // released lets the answers go and checks what they promise.
 func (h *host) released() {
+	if len(h.answers) > 0 {
+		h.look()
+	}
 	for _, a := range h.answers {
 		e, ok := h.view.Endpoint(a.Endpoint)
 		if !ok || e.Node != h.id || e.Addr != a.Addr {
@@ -85,7 +88,7 @@ func (h *host) checkEpoch() {
 	h.w.note("%s: others know more of it, or gave it up; epoch %d", h.name, epoch)
 	actor := crdt.Actor(h.dice.next())
 	h.disk.epoch = epoch
-	h.records = append(h.records, rec{kind: recBoot, boot: &bootRec{h.kernel, epoch, actor}})
+	h.write(rec{kind: recBoot, boot: &bootRec{h.kernel, epoch, actor}})
 	h.doubtful = false
 	h.tell(h.doc.Renew(epoch, actor))
 	h.stale = true
@@ -96,7 +99,7 @@ func (h *host) checkEpoch() {
 // hold notes that a container of this host has an address, and checks that no other has.
 func (h *host) hold(id state.EndpointID, p place) {
 	h.held[id] = p
-	x := &holding{h, id, h.rootOf(p), h.w.now}
+	x := &holding{h, id, h.rootOf(p), h.doc.Epoch(), h.w.now}
 	for _, o := range h.w.holds[p] {
 		if o.host == h && o.id == id {
 			h.w.fatal("%s: %s held twice by %s", h.name, p.addr, id)
@@ -136,21 +139,22 @@ func (h *host) rootOf(p place) state.Root {
 }
 
 // checkShown: what another host holds and this one has shown meanwhile does not go, whatever epoch
-// begins there.
+// begins there. What was shown of an earlier epoch may be of before it was given back, which a loss of
+// power undid.
 func (h *host) checkShown() {
 	if h.w.wronged {
 		return
 	}
-	for id := range h.shown {
-		if _, ok := h.view.Endpoint(id); ok {
-			h.shown[id] = h.w.now
+	for id, was := range h.shown {
+		if e, ok := h.view.Endpoint(id); ok {
+			h.show(e)
 			continue
 		}
 		for _, o := range h.w.hosts {
 			if p, ok := o.held[id]; ok && o != h {
 				for _, x := range h.w.holds[p] {
-					if x.host == o && x.id == id && x.since < h.shown[id] {
-						h.w.fatal("%s showed %s of %s at %v and does no more, though %s holds it", h.name, p.addr, o.name, h.shown[id], o.name)
+					if x.host == o && x.id == id && x.since < was.at && x.epoch <= was.epoch {
+						h.w.fatal("%s showed %s of %s at %v and does no more, though %s holds it", h.name, p.addr, o.name, was.at, o.name)
 					}
 				}
 			}
@@ -159,11 +163,19 @@ func (h *host) checkShown() {
 	}
 	for _, o := range h.w.hosts {
 		for id := range o.held {
-			if _, ok := h.view.Endpoint(id); ok && o != h {
-				h.shown[id] = h.w.now
+			if e, ok := h.view.Endpoint(id); ok && o != h {
+				h.show(e)
 			}
 		}
 	}
+}
+
+func (h *host) show(e *state.Endpoint) {
+	s := seen{at: h.w.now}
+	if n, ok := h.view.Node(e.Node); ok {
+		s.epoch = n.Epoch
+	}
+	h.shown[e.ID] = s
 }
 
 // checkHeads: how far a node's map is known does not fall within an epoch, not by a restart either.

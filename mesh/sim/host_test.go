@@ -22,6 +22,7 @@ const (
 	refreshMax      = 64
 	renewsMax       = 3
 	rewantDelay     = 10 * time.Second
+	followDelay     = 5 * time.Millisecond
 	defaultName     = "default"
 )
 
@@ -119,14 +120,23 @@ type host struct {
 	outbox  []letter
 	edits   []edit
 	answers []ipam.Answer
-	stale   bool
+	heard   []rec // what others said, for the log
+	mine    bool  // some of records is of this host's own making
+	stale   bool  // the view is to be made anew
+	unseen  bool  // ipam has not seen it
 
-	ipamNext, window, rewant, trustAt time.Duration
-	settled, doubtful, twin           bool
-	renews                            []time.Duration
-	heads                             map[crdt.Head]crdt.Seq // highest seen, by (node, epoch)
-	ticks                             uint
-	shown                             map[state.EndpointID]time.Duration // other hosts' endpoints, when last seen in the view
+	ipamNext, window, rewant, trustAt, follow time.Duration
+	settled, doubtful, twin                   bool
+	renews                                    []time.Duration
+	heads                                     map[crdt.Head]crdt.Seq // highest seen, by (node, epoch)
+	ticks                                     uint
+	shown                                     map[state.EndpointID]seen // other hosts' endpoints
+}
+
+// seen is when an endpoint was last in the view, and of which epoch of its host.
+type seen struct {
+	at    time.Duration
+	epoch crdt.Epoch
 }
 
 type blockKey struct {
@@ -238,11 +248,11 @@ func (h *host) boot() {
 	h.ipam = ipam.New(ipam.Config{Self: h.id, Epoch: epoch, Records: records, Quarantine: 2 * time.Second})
 	h.gossip = gossip.New(gossip.Config{Self: h.id, Doc: h.doc, Seed: h.dice.next(), Flat: h.w.c.flat})
 	h.view = h.doc.View()
-	h.alive, h.records, h.outbox, h.edits, h.answers = nil, nil, nil, nil, nil
-	h.sync, h.settled, h.twin = false, false, false
-	h.ipamNext, h.rewant, h.trustAt, h.renews = 0, 0, 0, nil
+	h.alive, h.records, h.heard, h.outbox, h.edits, h.answers = nil, nil, nil, nil, nil, nil
+	h.mine, h.sync, h.unseen, h.settled, h.twin = false, false, false, false, false
+	h.ipamNext, h.rewant, h.trustAt, h.follow, h.renews = 0, 0, 0, 0, nil
 	h.wants = map[state.EndpointID]*want{}
-	h.shown = map[state.EndpointID]time.Duration{}
+	h.shown = map[state.EndpointID]seen{}
 	h.survey()
 
 	h.stale = true
@@ -308,7 +318,7 @@ func (h *host) tick() {
 // plan says when the next tick is due.
 func (h *host) plan() {
 	next := h.gossip.Next()
-	for _, at := range [...]time.Duration{h.ipamNext, h.rewant} {
+	for _, at := range [...]time.Duration{h.ipamNext, h.rewant, h.follow} {
 		if at != 0 && (next == 0 || at < next) {
 			next = at
 		}
@@ -351,7 +361,7 @@ func (h *host) act(as []gossip.Action) {
 	for _, a := range as {
 		switch a := a.(type) {
 		case gossip.News:
-			h.records = append(h.records, rec{kind: recState, out: &a.Out})
+			h.heard = append(h.heard, rec{kind: recState, out: &a.Out})
 			h.stale = true
 		case gossip.Send:
 			h.outbox = append(h.outbox, letter{h.id, a.To, chanGossip, false, a.Body})
@@ -413,7 +423,7 @@ func (h *host) tell(out state.Out) {
 	if out.Empty() {
 		return
 	}
-	h.records = append(h.records, rec{kind: recState, out: &out})
+	h.write(rec{kind: recState, out: &out})
 	h.stale = true
 	h.w.changes++
 	h.w.local = h.w.now
@@ -426,7 +436,7 @@ func (h *host) tell(out state.Out) {
 func (h *host) step(ev ipam.Event) {
 	e := h.ipam.Step(h.now(), ev)
 	for _, r := range e.Log {
-		h.records = append(h.records, rec{kind: recIPAM, ipam: r})
+		h.write(rec{kind: recIPAM, ipam: r})
 	}
 	h.sync = h.sync || e.Sync
 	h.apply(e.Changes...)
@@ -439,22 +449,60 @@ func (h *host) step(ev ipam.Event) {
 	}
 }
 
+func (h *host) look() {
+	if h.stale {
+		h.stale, h.unseen = false, true
+		h.view = h.doc.View()
+	}
+}
+
 func (h *host) refresh() {
-	for i := 0; h.stale; i++ {
+	for i := 0; h.stale || h.unseen; i++ {
 		if i == refreshMax {
 			h.w.fatal("%s: every view leads to another change", h.name)
 		}
-		h.stale = false
-		h.view = h.doc.View()
+		h.look()
+		h.unseen = false
 		h.step(ipam.Saw{View: h.view})
 		h.obeyKills()
 		h.checkEpoch()
 	}
 }
 
-// commit writes the log, then sends and answers what waited for it; a crash may come in between.
+// write notes a record of this host's own making for the log.
+func (h *host) write(r rec) {
+	h.records = append(h.records, r)
+	h.mine = true
+}
+
+// commit is mesh.Node.commit: what follows from others' news for addresses waits a moment, unless
+// somebody waits for an address.
 func (h *host) commit() {
+	if h.mine || h.sync || len(h.outbox)+len(h.answers) > 0 {
+		if h.flush(); !h.up {
+			return
+		}
+	}
+	if len(h.wants) == 0 && (h.stale || h.unseen || len(h.heard) > 0) {
+		if now := h.now(); h.follow == 0 || now < h.follow {
+			if h.follow == 0 {
+				h.follow = now + followDelay
+			}
+			h.plan()
+			return
+		}
+	}
+	h.follow = 0
 	h.refresh()
+	if h.flush(); h.up {
+		h.plan()
+	}
+}
+
+// flush writes the log, then sends and answers what waited for it; a crash may come in between.
+func (h *host) flush() {
+	h.records = append(h.records, h.heard...)
+	h.heard = h.heard[:0]
 	f := h.fault
 	if f.at != 0 && len(h.records)+len(h.outbox) == 0 {
 		f.at = 0
@@ -464,7 +512,7 @@ func (h *host) commit() {
 		return
 	}
 	h.disk.recs = append(h.disk.recs, h.records...)
-	h.records = h.records[:0]
+	h.records, h.mine = h.records[:0], false
 	for _, e := range h.edits {
 		if e.gone {
 			h.release(e.id)
@@ -495,7 +543,6 @@ func (h *host) commit() {
 	}
 	h.outbox = h.outbox[:0]
 	h.released()
-	h.plan()
 }
 
 func (h *host) crash(f fault) {
@@ -657,7 +704,7 @@ func (h *host) reattach(w state.Attach, e state.Endpoint) {
 
 func (h *host) keep(w state.Attach) {
 	h.wishes[w.ID] = w
-	h.records = append(h.records, rec{kind: recAttach, wish: &w})
+	h.write(rec{kind: recAttach, wish: &w})
 }
 
 func (h *host) answered(a ipam.Answer) {
@@ -703,7 +750,7 @@ func (h *host) detach(id state.EndpointID) {
 	if w, ok := h.wishes[id]; ok {
 		h.w.note("%s: detaches %s", h.name, w.Container)
 		delete(h.wishes, id)
-		h.records = append(h.records, rec{kind: recDetach, wish: &w})
+		h.write(rec{kind: recDetach, wish: &w})
 	}
 	if e, ok := h.own(id); ok {
 		h.step(ipam.Free{Endpoint: id, Alloc: e.Alloc})

@@ -568,6 +568,8 @@ type holding struct {
 	host *host
 	id   state.EndpointID
 	root state.Root // when it was allocated
+	// epoch is the host's, when it was.
+	epoch crdt.Epoch
 	// since is from when on.
 	since time.Duration
 }
