@@ -317,10 +317,13 @@ func (m *Machine) confirm(n *network) {
 		i, ok := n.find(v.prefix)
 		return !ok || n.blocks[i].State != state.Pending
 	})
-	for _, b := range slices.Clone(n.blocks) {
-		if b.State != state.Pending || !n.holds(&b) {
-			continue
+	var pending []state.Block
+	for i := range n.blocks {
+		if b := &n.blocks[i]; b.State == state.Pending && n.holds(b) {
+			pending = append(pending, *b)
 		}
+	}
+	for _, b := range pending {
 		i := slices.IndexFunc(n.vouches, func(v vouch) bool { return v.prefix == b.Prefix })
 		if i < 0 {
 			i = len(n.vouches)

@@ -36,7 +36,9 @@ func (m *Machine) saw(v *state.View) {
 		if n.view == nil {
 			n.learnt = m.now
 		}
-		n.view, n.heard, n.stale = sn, sn.Blocks(), true
+		// Most news is of endpoints, from which nothing follows that refresh works out.
+		n.stale = n.stale || n.view == nil || !n.checked || n.view.Def.Subnet != sn.Def.Subnet || !sameSlice(n.heard, sn.Blocks())
+		n.view, n.heard = sn, sn.Blocks()
 		n.defined = n.defined || !sn.Removed
 		if !n.checked && !m.fenced() {
 			m.check(n)
@@ -51,6 +53,11 @@ func (m *Machine) saw(v *state.View) {
 			m.drop(n)
 		}
 	}
+}
+
+// sameSlice reports whether two slices that nobody writes to are one.
+func sameSlice[T any](a, b []T) bool {
+	return len(a) == len(b) && (len(a) == 0 || &a[0] == &b[0])
 }
 
 // check compares own records in the view with the log, once after a start: a crash may have kept
@@ -173,6 +180,9 @@ func (m *Machine) seal(n *network) {
 // clean drops own offers once it is known that they were taken: somebody else, or this node later,
 // holds the offered version of a part of it.
 func (m *Machine) clean(n *network) {
+	if !slices.ContainsFunc(n.blocks, func(b state.Block) bool { return b.Kind == state.Offer }) {
+		return
+	}
 	var done []int
 	note := func(mine *state.Block) {
 		if i, ok := n.find(mine.Prefix); ok && !slices.Contains(done, i) {
