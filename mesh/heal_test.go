@@ -269,6 +269,7 @@ func TestSockets(t *testing.T) {
 	for i := range ss {
 		s, err := listen(ctx, netip.MustParseAddrPort(fmt.Sprintf("127.77.0.%d:17946", i+1)), log)
 		must(t, err)
+		s.start("", nil)
 		ss[i] = s
 	}
 	if _, err := listen(ctx, netip.MustParseAddrPort("127.77.0.1:17946"), log); err == nil {
@@ -302,6 +303,50 @@ func TestSockets(t *testing.T) {
 	must(t, errors.Join(ss[0].Shutdown(), ss[1].Shutdown(), ss[1].Shutdown()))
 	if n, m := ss[0].count.packetsOut.Load(), ss[1].count.packetsIn.Load(); n != 3 || m != 3 || ss[1].count.bytesIn.Load() != 61351 {
 		t.Errorf("%d packets out, %d in, %d bytes in", n, m, ss[1].count.bytesIn.Load())
+	}
+}
+
+// TestUserMessage: what memberlist sends as a user message is taken from the socket as it is, and no packet
+// of another cluster, cut short or changed.
+func TestUserMessage(t *testing.T) {
+	quiet := slog.New(slog.NewTextHandler(io.Discard, nil))
+	sender, err := listen(t.Context(), netip.MustParseAddrPort("127.77.0.1:17946"), quiet)
+	must(t, err)
+	sender.start("", nil)
+	taker, err := listen(t.Context(), netip.MustParseAddrPort("127.77.0.2:17946"), quiet)
+	must(t, err)
+	c := memberlist.DefaultLANConfig()
+	c.Name, c.Label, c.Transport, c.Logger = "sender", "one", sender, log.New(io.Discard, "", 0)
+	c.AdvertiseAddr, c.AdvertisePort = "127.77.0.1", 17946
+	list, err := memberlist.Create(c)
+	must(t, err)
+	bodies := make(chan []byte, 1)
+	taker.start("one", func(b []byte) { bodies <- b })
+	to := &memberlist.Node{Name: "taker", Addr: net.IPv4(127, 77, 0, 2), Port: 17946, PMax: memberlist.ProtocolVersionMax}
+	must(t, list.SendBestEffort(to, []byte("hello")))
+	if b := <-bodies; string(b) != "hello" {
+		t.Errorf("%q", b)
+	}
+	other, err := listen(t.Context(), netip.MustParseAddrPort("127.77.0.3:17946"), quiet)
+	must(t, err)
+	other.start("two", func(b []byte) { t.Errorf("of another cluster: %q", b) })
+	to.Addr = net.IPv4(127, 77, 0, 3)
+	must(t, list.SendBestEffort(to, []byte("hello")))
+	packet := (<-other.PacketCh()).Buf
+	must(t, errors.Join(list.Shutdown(), taker.Shutdown(), other.Shutdown()))
+	label := []byte{labelMsg, 3, 'o', 'n', 'e'}
+	if b, ok := userMessage(packet, label); !ok || string(b) != "hello" {
+		t.Errorf("%q is a user message: %q, %t", packet, b, ok)
+	}
+	for i := range packet {
+		if b, ok := userMessage(packet[:i], label); ok {
+			t.Errorf("cut at %d: %q", i, b)
+		}
+		bad := slices.Clone(packet)
+		bad[i] ^= 1
+		if b, ok := userMessage(bad, label); ok {
+			t.Errorf("changed at %d: %q", i, b)
+		}
 	}
 }
 
@@ -392,6 +437,7 @@ func BenchmarkTransport(b *testing.B) {
 	if err != nil {
 		b.Fatal(err)
 	}
+	ours.start("", nil)
 	theirs, err := memberlist.NewNetTransport(&memberlist.NetTransportConfig{BindAddrs: []string{"127.77.0.2"}, BindPort: 17946,
 		Logger: log.New(io.Discard, "", 0)})
 	if err != nil {

@@ -114,6 +114,11 @@ func (m *members) open(ctx context.Context, c *Config) error {
 		if err != nil {
 			return fmt.Errorf("listen on %s: %w; free the port or choose another with --port", at, err)
 		}
+		if len(c.Key) == 0 {
+			s.start(mc.Label, m.NotifyMsg)
+		} else {
+			s.start(mc.Label, nil) // memberlist decrypts
+		}
 		m.sockets = s
 		mc.Transport = s
 	}

@@ -1,9 +1,12 @@
 package mesh
 
 import (
+	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
+	"hash/crc32"
 	"log/slog"
 	"net"
 	"net/netip"
@@ -42,6 +45,10 @@ type sockets struct {
 	once    sync.Once
 	wg      sync.WaitGroup
 	count   traffic
+	// label begins every packet of the cluster, and direct takes the bodies of user messages as soon as
+	// they are read. nil: all goes through memberlist.
+	label  []byte
+	direct func([]byte)
 }
 
 // traffic counts what passed the sockets, with what memberlist put around it.
@@ -51,7 +58,7 @@ type traffic struct {
 
 var _ memberlist.NodeAwareTransport = (*sockets)(nil)
 
-// listen opens both sockets at an address and starts to read. [sockets.Shutdown] ends it.
+// listen opens both sockets at an address. [sockets.start] starts to read, [sockets.Shutdown] ends it.
 func listen(ctx context.Context, at netip.AddrPort, log *slog.Logger) (*sockets, error) {
 	tcp, err := net.ListenTCP("tcp", net.TCPAddrFromAddrPort(at))
 	if err != nil {
@@ -69,9 +76,34 @@ func listen(ctx context.Context, at netip.AddrPort, log *slog.Logger) (*sockets,
 		streams: make(chan net.Conn, streamsOpen),
 		done:    make(chan struct{}),
 	}
+	return s, nil
+}
+
+// start reads. Bodies of plain user messages of a cluster go to direct, which must not block and may
+// keep them; with direct nil all goes to memberlist.
+func (s *sockets) start(cluster string, direct func([]byte)) {
+	if direct != nil {
+		s.label, s.direct = append([]byte{labelMsg, byte(len(cluster))}, cluster...), direct
+	}
 	s.wg.Go(s.read)
 	s.wg.Go(s.accept)
-	return s, nil
+}
+
+// How memberlist 0.7 frames a packet: a label, a checksum (CRC-32, IEEE) of the rest, the kind of message.
+const (
+	userMsg  = 8
+	crcMsg   = 12
+	labelMsg = 244
+)
+
+// userMessage returns the body of a packet that is one user message and nothing else, whole and with
+// this cluster's label. Through memberlist such a message passes two goroutines more.
+func userMessage(packet, label []byte) ([]byte, bool) {
+	b, ok := bytes.CutPrefix(packet, label)
+	if !ok || len(b) < 6 || b[0] != crcMsg || b[5] != userMsg || crc32.ChecksumIEEE(b[5:]) != binary.BigEndian.Uint32(b[1:]) {
+		return nil, false
+	}
+	return b[6:], true
 }
 
 // read hands on packets until the socket is closed.
@@ -90,6 +122,12 @@ func (s *sockets) read() {
 		}
 		s.count.packetsIn.Add(1)
 		s.count.bytesIn.Add(uint64(n))
+		if s.direct != nil {
+			if body, ok := userMessage(buf[:n], s.label); ok {
+				s.direct(slices.Clone(body))
+				continue
+			}
+		}
 		p := &memberlist.Packet{Buf: slices.Clone(buf[:n]), From: net.UDPAddrFromAddrPort(from), Timestamp: time.Now()}
 		select {
 		case s.packets <- p:
