@@ -231,6 +231,7 @@ func (o *Owned) Forget(n Node, e Epoch) {
 		return
 	}
 	b := o.bucketOf(n)
+	b.heads = nil
 	r.lives = slices.DeleteFunc(r.lives, func(l *life) bool {
 		if l.epoch <= e {
 			b.sum.mix(l.hash)
@@ -246,9 +247,10 @@ func (o *Owned) Forget(n Node, e Epoch) {
 func (o *Owned) Alone() bool {
 	others := slices.DeleteFunc(slices.Sorted(maps.Keys(o.nodes)), func(n Node) bool { return n == o.self })
 	for _, n := range others {
-		r := o.nodes[n]
+		r, b := o.nodes[n], o.bucketOf(n)
+		b.heads = nil
 		for _, l := range r.lives {
-			o.bucketOf(n).sum.mix(l.hash)
+			b.sum.mix(l.hash)
 		}
 		r.lives = nil
 		o.tidy(n, r)
@@ -276,6 +278,7 @@ func (o *Owned) life(n Node, e Epoch) *life {
 		return nil
 	}
 	l := &life{epoch: e, cells: make(map[string]*Op), journal: o.journal}
+	o.bucketOf(n).heads = nil
 	r.lives = slices.Insert(r.lives, i, l)
 	return l
 }
@@ -314,6 +317,7 @@ func (o *Owned) settle(n Node, l *life, op *Op) {
 	l.sweep()
 	r := o.nodes[n]
 	b := o.bucketOf(n)
+	b.heads = nil
 	b.sum.mix(l.hash)
 	l.hash = hashLife(n, l)
 	b.sum.mix(l.hash)

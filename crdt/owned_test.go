@@ -518,3 +518,23 @@ func TestJournalOfLateOps(t *testing.T) {
 		t.Fatalf("%s%s", dump(a), dump(b))
 	}
 }
+
+// TestHeadsForget: heads that were asked for before do not outlive what was given up, whole or in part.
+func TestHeadsForget(t *testing.T) {
+	o := NewOwned(1, 1, nil)
+	op := func(e Epoch, s, whole Seq) Op {
+		return Op{Node: 33, Epoch: e, Seq: s, Whole: whole, Key: []byte("k"), Value: []byte("v")}
+	}
+	o.Merge([]Op{op(1, 1, 0), op(2, 1, 2)}) // the second epoch is not complete
+	if hs := o.Heads(1); len(hs) != 2 || hs[0] != (Head{33, 1, 1}) || hs[1] != (Head{33, 2, 1}) {
+		t.Fatalf("heads %v", hs)
+	}
+	o.Forget(33, 1)
+	if hs := o.Heads(1); len(hs) != 2 || hs[0] != (Head{Node: 33}) || hs[1] != (Head{33, 2, 1}) {
+		t.Errorf("heads %v after the first epoch was given up", hs)
+	}
+	o.Forget(33, 2)
+	if hs := o.Heads(1); len(hs) != 0 {
+		t.Errorf("heads %v of a node that was given up", hs)
+	}
+}

@@ -14,6 +14,7 @@ const Buckets = 32
 type bucket struct {
 	nodes []Node // ascending
 	sum   hash
+	heads []Head // of nodes; nil: to be worked out
 }
 
 // hash is a sum of hashes that does not depend on their order.
@@ -91,12 +92,17 @@ func (o *Owned) Buckets() (sums [Buckets]uint64) {
 
 // Heads returns how far the maps of one bucket are known, by (node, epoch). The first of a node is of
 // the epoch that is shown, or zero while none is complete; those after it are of epochs to come.
+// Nobody writes to the slice.
 func (o *Owned) Heads(bucket int) []Head {
-	var out []Head
-	for _, n := range o.buckets[bucket].nodes {
-		out = o.heads(out, n)
+	b := &o.buckets[bucket]
+	if b.heads == nil && len(b.nodes) > 0 {
+		heads := make([]Head, 0, len(b.nodes))
+		for _, n := range b.nodes {
+			heads = o.heads(heads, n)
+		}
+		b.heads = slices.Clip(heads)
 	}
-	return out
+	return b.heads
 }
 
 func (o *Owned) heads(out []Head, n Node) []Head {

@@ -56,7 +56,7 @@ func TestSimulation(t *testing.T) {
 	}
 	// Little lives and much dies: the collector is to come rarely.
 	defer debug.SetGCPercent(debug.SetGCPercent(-1))
-	defer debug.SetMemoryLimit(debug.SetMemoryLimit(heapMax))
+	defer debug.SetMemoryLimit(debug.SetMemoryLimit(max(heapMin, int64(*nodesFlag)*heapNode)))
 	began, cpu := time.Now(), cpuTime()
 	var next, done, events, failed atomic.Uint64
 	next.Store(*fromFlag - 1)
@@ -236,8 +236,9 @@ func (k *kinds) report(t *testing.T) {
 	}
 }
 
-// heapMax is from how many bytes on the collector runs.
-const heapMax = 64 << 20
+// The collector runs from so many bytes on: heapNode for each host, and heapMin, what the processor's cache
+// holds more or less, in any case.
+const heapMin, heapNode = 64 << 20, 8 << 20
 
 // cpuTime is what this process has used of all cores.
 func cpuTime() time.Duration {
