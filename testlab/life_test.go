@@ -472,3 +472,48 @@ func TestService(t *testing.T) {
 		t.Errorf("machine: %v", err)
 	}
 }
+
+// TestLoss: one host in three loses a fifth of its packets while all of them create and remove networks; five
+// seconds after the last all have one digest, and say so.
+func TestLoss(t *testing.T) {
+	const each = 100
+	l := up(t)
+	l.run("converged", "-t", "10")
+	l.run("loss", "2", "20")
+	var wg sync.WaitGroup
+	for h := 1; h <= 3; h++ {
+		wg.Go(func() {
+			for i := range each / 3 {
+				name := fmt.Sprintf("n%d-%d", h, i)
+				if out, err := l.try("exec", fmt.Sprint(h), "meshnet", "network", "create", name); err != nil {
+					t.Errorf("create %s: %v %s", name, err, out)
+				}
+				if out, err := l.try("exec", fmt.Sprint(h), "meshnet", "network", "rm", name); err != nil {
+					t.Errorf("rm %s: %v %s", name, err, out)
+				}
+			}
+			if out, err := l.try("exec", fmt.Sprint(h), "meshnet", "network", "create", fmt.Sprint("kept", h)); err != nil {
+				t.Errorf("create: %v %s", err, out)
+			}
+		})
+	}
+	wg.Wait()
+	last := time.Now()
+	l.within("one digest", 5*time.Second, func() bool {
+		digests := map[string]bool{}
+		for h := 1; h <= 3; h++ {
+			digests[ask[statusJSON](l, h, "status").Digest] = true
+		}
+		return len(digests) == 1
+	})
+	t.Logf("%d creates and removals, one digest %s after the last", 3*(2*(each/3)+1), time.Since(last).Round(time.Millisecond))
+	l.run("loss", "2", "0")
+	for h := 1; h <= 3; h++ {
+		list := l.meshnet(h, "network", "ls")
+		for k := 1; k <= 3; k++ {
+			if !strings.Contains(list, fmt.Sprint("kept", k)) || strings.Contains(list, "n1-") {
+				t.Errorf("host %d lists:\n%s", h, list)
+			}
+		}
+	}
+}
