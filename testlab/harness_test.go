@@ -49,6 +49,9 @@ func up(t *testing.T, args ...string) *lab {
 			for _, h := range []string{"1", "2", "3"} {
 				log, _ := l.try("logs", h)
 				t.Logf("log of host %s:\n%s", h, tail(log, 60))
+				if log, err := l.try("exec", h, "tail", "-n", "40", "/run/meshnet/ovs/ovs-vswitchd.log"); err == nil {
+					t.Logf("log of its own ovs-vswitchd:\n%s", log)
+				}
 			}
 		}
 		l.run("down")

@@ -88,6 +88,7 @@ func (h *host) checkEpoch() {
 	h.w.note("%s: others know more of it, or gave it up; epoch %d", h.name, epoch)
 	actor := crdt.Actor(h.dice.next())
 	h.disk.epoch = epoch
+	h.w.began[crdt.Head{Node: h.id, Epoch: epoch}] = h.w.now
 	h.write(rec{kind: recBoot, boot: &bootRec{h.kernel, epoch, actor}})
 	h.doubtful = false
 	h.tell(h.doc.Renew(epoch, actor))
@@ -140,7 +141,7 @@ func (h *host) rootOf(p place) state.Root {
 
 // checkShown: what another host holds and this one has shown meanwhile does not go, whatever epoch
 // begins there. What was shown of an earlier epoch may be of before it was given back, which a loss of
-// power undid.
+// power undid; and who rolled a disk back may live in an epoch before one that others know, for a while.
 func (h *host) checkShown() {
 	if h.w.wronged {
 		return
@@ -153,7 +154,7 @@ func (h *host) checkShown() {
 		for _, o := range h.w.hosts {
 			if p, ok := o.held[id]; ok && o != h {
 				for _, x := range h.w.holds[p] {
-					if x.host == o && x.id == id && x.since < was.at && x.epoch <= was.epoch {
+					if x.host == o && x.id == id && x.since < was.at && x.epoch <= was.epoch && !h.showsEarlier(x) {
 						h.w.fatal("%s showed %s of %s at %v and does no more, though %s holds it", h.name, p.addr, o.name, was.at, o.name)
 					}
 				}
@@ -168,6 +169,12 @@ func (h *host) checkShown() {
 			}
 		}
 	}
+}
+
+// showsEarlier reports whether of the host of a holding this one shows an epoch that began before.
+func (h *host) showsEarlier(x *holding) bool {
+	n, ok := h.view.Node(x.host.id)
+	return ok && n.Epoch != x.epoch && h.w.began[crdt.Head{Node: n.ID, Epoch: n.Epoch}] < x.since
 }
 
 func (h *host) show(e *state.Endpoint) {

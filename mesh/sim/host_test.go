@@ -212,6 +212,7 @@ func (h *host) open() (epoch crdt.Epoch, records []ipam.Record) {
 		heard, _ := h.doc.Doubt()
 		last.epoch = h.laterEpoch(max(h.doc.Epoch(), heard, d.epoch))
 		last.actor = crdt.Actor(h.dice.next())
+		h.w.began[crdt.Head{Node: h.id, Epoch: last.epoch}] = h.w.now
 		own := h.doc.Renew(last.epoch, last.actor)
 		patches, shared := dump(h.doc)
 		others := state.Out{Shared: []crdt.Delta{shared}}

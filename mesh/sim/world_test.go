@@ -141,6 +141,7 @@ type world struct {
 	calm  bool // all faults are over
 
 	holds   map[place][]*holding
+	began   map[crdt.Head]time.Duration // when a later epoch of a host did
 	ref     *reference // of the state from the heal on; nil before
 	local   time.Duration
 	removed map[state.NetworkID]bool // once, by anybody
@@ -212,7 +213,7 @@ func newWorld(c chaos, tracing bool) *world {
 	w := &world{
 		c: c, tracing: tracing, slots: make(map[state.NodeID]int, n),
 		wake: make([]time.Duration, n), links: make([]dice, n*n), cut: make([]bool, n*n),
-		holds: map[place][]*holding{}, removed: map[state.NetworkID]bool{},
+		holds: map[place][]*holding{}, began: map[crdt.Head]time.Duration{}, removed: map[state.NetworkID]bool{},
 	}
 	for i := range w.links {
 		w.links[i] = dice(mix(c.seed ^ mix(uint64(i)+77)))
