@@ -142,7 +142,7 @@ type world struct {
 
 	holds   map[place][]*holding
 	began   map[crdt.Head]time.Duration // when a later epoch of a host did
-	ref     *reference // of the state from the heal on; nil before
+	ref     *reference                  // of the state from the heal on; nil before
 	local   time.Duration
 	removed map[state.NetworkID]bool // once, by anybody
 	excuse  string                   // why an address may be there twice
