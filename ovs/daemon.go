@@ -32,6 +32,11 @@ const (
 	// stopMax bounds a daemon's end after SIGTERM.
 	startMax = 90 * time.Second
 	stopMax  = 5 * time.Second
+
+	// datapathDevice is the device of the userspace datapath. A killed ovs-vswitchd is gone before its
+	// device is, and one that starts meanwhile makes no bridge, then or later. vacateMax bounds the wait.
+	datapathDevice = "ovs-netdev"
+	vacateMax      = 5 * time.Second
 )
 
 // ErrNotInstalled says that a program of Open vSwitch is not on this host.
@@ -73,7 +78,25 @@ func (in instance) ensure(ctx context.Context, tso bool) error {
 	if in.running(switchProgram) {
 		return nil
 	}
+	if err := vacated(ctx); err != nil {
+		return err
+	}
 	return in.start(ctx, switchProgram, append([]string{in.address()}, in.switchArgs...)...)
+}
+
+// vacated returns when the device of a datapath is gone, or after [vacateMax]: it may be another's.
+func vacated(ctx context.Context) error {
+	for end := time.Now().Add(vacateMax); time.Now().Before(end); {
+		if _, err := net.InterfaceByName(datapathDevice); err != nil {
+			return nil
+		}
+		select {
+		case <-time.After(10 * time.Millisecond):
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	return nil
 }
 
 // prepare writes into the database what ovs-vswitchd has to find there when it starts, and reports

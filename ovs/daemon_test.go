@@ -134,6 +134,34 @@ func TestPrivateInstance(t *testing.T) {
 	}
 }
 
+// TestBridgeNotMade: an ovs-vswitchd that runs and has not made the bridge is started anew.
+func TestBridgeNotMade(t *testing.T) {
+	t.Parallel()
+	sw, _ := private(t, true)
+	sw.deafMax = 100 * time.Millisecond
+	h := tunnelHost(state.OVSUserspace)
+	run(t, sw)
+	eventually(t, sw, h)
+	pid, _ := sw.own.pid(switchProgram)
+	// As it is then: no bridge answers, and no connection is left.
+	if err := os.Remove(sw.mgmt); err != nil {
+		t.Fatal(err)
+	}
+	sw.mu.Lock()
+	sw.flow.Close()
+	sw.mu.Unlock()
+	for end := time.Now().Add(bound); ; {
+		if now, ok := sw.own.pid(switchProgram); ok && now != pid {
+			break
+		}
+		if time.Now().After(end) {
+			t.Fatal("it runs on without a bridge")
+		}
+		<-time.After(5 * time.Millisecond)
+	}
+	eventually(t, sw, h)
+}
+
 func TestPurge(t *testing.T) {
 	t.Parallel()
 	sw, dir := private(t, false)

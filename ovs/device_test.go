@@ -6,6 +6,7 @@ import (
 	"os/exec"
 	"strings"
 	"testing"
+	"time"
 
 	"meshnet/netns/nstest"
 	"meshnet/plan"
@@ -29,7 +30,7 @@ func TestRealDevices(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	sw.own.switchArgs = []string{"--disable-system"}
+	sw.own.switchArgs, sw.deafMax = []string{"--disable-system"}, time.Hour
 	defer func() {
 		if _, err := Purge(context.Background(), PurgeConfig{RunDir: dir, HostRunDir: dir, Bridge: "meshnet"}); err != nil {
 			t.Error(err)
@@ -51,6 +52,11 @@ func TestRealDevices(t *testing.T) {
 		nstest.Add(t, p.Link)
 		container(t, p)
 	}
+
+	// As if it was killed a moment ago: its device is still there, and goes.
+	command(t, "ip", "link", "add", datapathDevice, "type", "veth", "peer", "name", "peer")
+	gone := time.AfterFunc(300*time.Millisecond, func() { command(t, "ip", "link", "del", datapathDevice) })
+	defer gone.Stop()
 
 	ctx, stop := context.WithCancel(context.Background())
 	ended := make(chan error)

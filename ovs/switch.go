@@ -27,6 +27,8 @@ const (
 	// instance's daemons.
 	lookLost  = 20 * time.Millisecond
 	lookAlive = 2 * time.Second
+	// deafMax is how long a private ovs-vswitchd may take to make a bridge that the database has.
+	deafMax = 10 * time.Second
 	// debounce gathers changes of the database that come together.
 	debounce = 20 * time.Millisecond
 
@@ -73,6 +75,8 @@ type Switch struct {
 
 	left    bool  // nothing is left in the other instance; Run's, as is the next
 	leaving retry // when to look again while something is
+	deaf    time.Time     // since when the bridge of a private ovs-vswitchd has not answered; zero: it does
+	deafMax time.Duration // a test has its own
 
 	mu   sync.Mutex
 	db   *database     // nil: not connected
@@ -90,7 +94,7 @@ type retry struct {
 func New(c Config) (*Switch, error) {
 	s := &Switch{
 		config: c, drift: make(chan struct{}, 1), dialled: make(chan struct{}, 1), cold: make(chan struct{}, 1), up: make(chan struct{}),
-		devices: hostDevices, retries: map[string]retry{},
+		devices: hostDevices, retries: map[string]retry{}, deafMax: deafMax,
 	}
 	switch {
 	case c.Bridge == "":
@@ -235,7 +239,7 @@ func (s *Switch) watch(ctx context.Context, db *database) error {
 			s.recount(ctx, counted)
 		case <-look.C:
 			s.leave(ctx)
-			if err := s.revive(ctx); err != nil {
+			if err := s.revive(ctx, db); err != nil {
 				return err
 			}
 			if s.flowEnded() && answers(s.mgmt) {
@@ -246,16 +250,43 @@ func (s *Switch) watch(ctx context.Context, db *database) error {
 	}
 }
 
-// revive starts a private ovs-vswitchd that is dead.
-func (s *Switch) revive(ctx context.Context) error {
-	if s.own == nil || s.own.running(switchProgram) {
+// revive starts a private ovs-vswitchd that is dead, and one anew that has not made the bridge for a while
+// though the database has it: it does not try again.
+func (s *Switch) revive(ctx context.Context, db *database) error {
+	if s.own == nil {
 		return nil
 	}
-	s.config.Log.Warn("ovs-vswitchd is dead, starting it")
+	if s.own.running(switchProgram) {
+		if !s.bridgeless(db) {
+			return nil
+		}
+		s.config.Log.Warn("ovs-vswitchd has not made the bridge, starting it anew", "bridge", s.config.Bridge)
+		if err := s.own.stop(ctx, switchProgram); err != nil {
+			return err
+		}
+	} else {
+		s.config.Log.Warn("ovs-vswitchd is dead, starting it")
+	}
 	if err := s.own.ensure(ctx, s.config.Choice.TSO); err != nil {
 		return fmt.Errorf("start a private Open vSwitch: %w", err)
 	}
 	return nil
+}
+
+// bridgeless reports whether the bridge has not answered for too long.
+func (s *Switch) bridgeless(db *database) bool {
+	if alive := s.flowDone(); alive != nil && !ended(alive) || db.observe(s.config.Bridge).bridge == nil || answers(s.mgmt) {
+		s.deaf = time.Time{}
+		return false
+	}
+	if s.deaf.IsZero() {
+		s.deaf = time.Now()
+	}
+	if time.Since(s.deaf) < s.deafMax {
+		return false
+	}
+	s.deaf = time.Time{}
+	return true
 }
 
 // compare tells of drift when the database is not what the last plan wants. It reports false if an
