@@ -5,6 +5,7 @@ import (
 	"log/slog"
 	"os/exec"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -58,15 +59,19 @@ func TestRealDevices(t *testing.T) {
 	gone := time.AfterFunc(300*time.Millisecond, func() { command(t, "ip", "link", "del", datapathDevice) })
 	defer gone.Stop()
 
-	ctx, stop := context.WithCancel(context.Background())
-	ended := make(chan error)
-	go func() { ended <- sw.Run(ctx) }()
-	defer func() {
-		stop()
-		if err := <-ended; err != nil {
-			t.Error(err)
-		}
-	}()
+	begin := func() (end func()) {
+		ctx, stop := context.WithCancel(context.Background())
+		ended := make(chan error)
+		go func() { ended <- sw.Run(ctx) }()
+		return sync.OnceFunc(func() {
+			stop()
+			if err := <-ended; err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	end := begin()
+	defer func() { end() }()
 	found := eventually(t, sw, h)
 	if found.Ports[c1] != 11 || found.Ports[c2] != 12 || found.Devices[web] != 40 {
 		t.Errorf("found %+v", found)
@@ -79,6 +84,17 @@ func TestRealDevices(t *testing.T) {
 	// Giving up a device ovs-vswitchd restores the flags it had by name, and so may set the new one
 	// down; package netns sees that and sets it up.
 	command(t, "ip", "link", "set", "mc-c2", "up")
+	ping(t)
+
+	// A killed ovs-vswitchd is not found any more before its device is gone.
+	end()
+	if err := sw.own.stop(context.Background(), switchProgram); err != nil {
+		t.Fatal(err)
+	}
+	release := time.AfterFunc(time.Second, nstest.Tap(t, datapathDevice))
+	defer release.Stop()
+	end = begin()
+	eventually(t, sw, h)
 	ping(t)
 }
 

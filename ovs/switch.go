@@ -73,8 +73,8 @@ type Switch struct {
 	retries   map[string]retry // by name of a port that failed
 	warmth    warmth
 
-	left    bool  // nothing is left in the other instance; Run's, as is the next
-	leaving retry // when to look again while something is
+	left    bool          // nothing is left in the other instance; Run's, as is the next
+	leaving retry         // when to look again while something is
 	deaf    time.Time     // since when the bridge of a private ovs-vswitchd has not answered; zero: it does
 	deafMax time.Duration // a test has its own
 
