@@ -36,7 +36,7 @@ type held struct {
 // knows reports whether the flows are known, so that only what changed in the plan is to be told.
 func (s *Switch) knows(conn *ofConn, h *plan.Host) bool {
 	k := s.held
-	return k.conn == conn && !k.doubtful && k.host != nil && k.host.Transport == h.Transport && time.Since(k.read) < readEvery
+	return k.conn == conn && !k.doubtful && !conn.Touched() && k.host != nil && k.host.Transport == h.Transport && time.Since(k.read) < readEvery
 }
 
 // flows makes the flows of the bridge those of the plan.

@@ -204,8 +204,8 @@ func (s *Switch) watch(ctx context.Context, db *database) error {
 	counted := 0
 	compare := time.NewTimer(debounce)
 	defer compare.Stop()
-	due := true                  // compare will fire
-	var flowLost <-chan struct{} // nil while there is no connection to lose
+	due := true                               // compare will fire
+	var flowLost, flowTouched <-chan struct{} // nil while there is no connection to lose
 	changed := db.changed()
 	for {
 		select {
@@ -224,10 +224,12 @@ func (s *Switch) watch(ctx context.Context, db *database) error {
 				compare.Reset(debounce)
 			}
 		case <-s.dialled:
-			flowLost = s.flowDone()
+			flowLost, flowTouched = s.flowSignals()
 			look.Reset(lookAlive)
+		case <-flowTouched:
+			s.drifted()
 		case <-flowLost:
-			flowLost = nil
+			flowLost, flowTouched = nil, nil
 			s.drifted()
 			look.Reset(lookLost)
 		case <-count.C:
@@ -368,6 +370,16 @@ func (s *Switch) flowDone() <-chan struct{} {
 		return nil
 	}
 	return s.flow.Done()
+}
+
+// flowSignals returns flowDone, and what delivers when others touched our flows.
+func (s *Switch) flowSignals() (done, touched <-chan struct{}) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.flow == nil {
+		return nil, nil
+	}
+	return s.flow.Done(), s.flow.alarm
 }
 
 // flowEnded reports whether there was an OpenFlow connection and is no more.
