@@ -66,6 +66,7 @@ type Switch struct {
 	applying sync.Mutex // held by Apply, and by Run while it compares; guards the following
 	last     *plan.Host // as given to the last Apply
 	held     held
+	rows     known
 	// announced is the plan whose members the local ones were told of.
 	announced *plan.Host
 	retries   map[string]retry // by name of a port that failed
@@ -306,6 +307,9 @@ func (s *Switch) Apply(ctx context.Context, h *plan.Host) ([]plan.Step, plan.Fou
 	}
 	a := &apply{s: s, db: db, plan: h}
 	a.run(ctx)
+	if k := s.rows; k.plan != nil && k.holds(db, h, k.devices) {
+		return a.steps, k.found, errors.Join(a.errs...)
+	}
 	found, err := db.found(s.config.Bridge)
 	if err != nil {
 		a.errs = append(a.errs, err)
