@@ -93,6 +93,7 @@ soak: deps build
 	for i in 1 2 3; do MESHNET_REQUIRE=1 go test -count 1 -timeout 90m ./testlab -lab -v -run AddressesAtRandom -steps 500 || exit 1; done
 	MESHNET_REQUIRE=1 go test -count 3 -timeout 240m ./testlab -lab -v -cut 5m
 	MESHNET_REQUIRE=1 go test -count 1 -timeout 60m ./testlab -lab -soak -v -run 'Attachment|RunContainer|Removed|AttachDetach'
+	MESHNET_REQUIRE=1 go test -count 1 -timeout 150m ./testlab -lab -soak -v -run '^TestGuest$$'
 	go test -count 1 -timeout 60m ./agent -run AttachFaults -seeds 5000
 
 # Bubbles of testing/synctest stay out of the race detector (golang/go#76691): they run one goroutine at a time anyway.
