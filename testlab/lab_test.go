@@ -76,10 +76,7 @@ func TestKernelVXLAN(t *testing.T) {
 	t.Run("tunnels", func(t *testing.T) { l.on(t).tunnels() })
 	t.Run("large packets", func(t *testing.T) { l.on(t).largestPacket(1450) })
 	t.Run("transfer", func(t *testing.T) { l.on(t).transfer(200_000_000) })
-	t.Run("isolation", func(t *testing.T) { l.on(t).isolation() })
 	t.Run("no ARP on the underlay", func(t *testing.T) { l.on(t).noARP() })
-	t.Run("broadcast once", func(t *testing.T) { l.on(t).broadcastOnce() })
-	t.Run("daemon killed", func(t *testing.T) { l.on(t).daemon() })
 	t.Run("split and healed", func(t *testing.T) { l.on(t).splitAndHealed() })
 	t.Run("detached", func(t *testing.T) { l.on(t).detached() })
 }
@@ -95,10 +92,7 @@ func TestUnderlayOnBridge(t *testing.T) {
 	t.Run("tunnels", func(t *testing.T) { l.on(t).tunnels() })
 	t.Run("large packets", func(t *testing.T) { l.on(t).largestPacket(1450) })
 	t.Run("transfer", func(t *testing.T) { l.on(t).transfer(200_000_000) })
-	t.Run("isolation", func(t *testing.T) { l.on(t).isolation() })
 	t.Run("no ARP on the underlay", func(t *testing.T) { l.on(t).noARP() })
-	t.Run("broadcast once", func(t *testing.T) { l.on(t).broadcastOnce() })
-	t.Run("daemon killed", func(t *testing.T) { l.on(t).daemon() })
 }
 
 // on is the lab for a subtest.
