@@ -8,7 +8,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"regexp"
 	"strings"
 	"sync"
 	"testing"
@@ -295,16 +294,6 @@ func (l *lab) broadcastOnce() {
 		}
 	}
 }
-
-// flows returns the flows of a host without what they counted.
-func (l *lab) flows(host int) string {
-	l.t.Helper()
-	return l.run("exec", fmt.Sprint(host), "bash", "-c", "ovs-ofctl -O OpenFlow14 --no-stats dump-flows meshnet | grep cookie | sort")
-}
-
-var portRE = regexp.MustCompile(`(?m)^ \S+\(\S+\)`)
-
-func portNames(desc string) string { return fmt.Sprint(portRE.FindAllString(desc, -1)) }
 
 // splitAndHealed wants both sides to work alone and one mesh afterwards.
 func (l *lab) splitAndHealed() {
