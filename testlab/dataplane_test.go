@@ -619,7 +619,7 @@ func TestPurge(t *testing.T) {
 			l.run("exec", "1", "sysctl", "-qw", "net.ipv4.ip_forward=0")
 			if on.transport == "ovs-kernel" {
 				// Open vSwitch as its package leaves it: running, with a bridge of its host.
-				l.run("exec", "1", "/usr/share/openvswitch/scripts/ovs-ctl", "--system-id=random", "start")
+				l.run("exec", "1", "env", "OVS_RUNDIR=/run/openvswitch", "/usr/share/openvswitch/scripts/ovs-ctl", "--system-id=random", "start")
 				l.run("exec", "1", "env", "OVS_RUNDIR=/run/openvswitch", "ovs-vsctl", "add-br", "br-host")
 			}
 			before := l.untouched()
