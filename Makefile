@@ -93,6 +93,7 @@ soak: deps build
 	for i in 1 2 3; do MESHNET_REQUIRE=1 go test -count 1 -timeout 90m ./testlab -lab -v -run AddressesAtRandom -steps 500 || exit 1; done
 	MESHNET_REQUIRE=1 go test -count 3 -timeout 240m ./testlab -lab -v -cut 5m
 	MESHNET_REQUIRE=1 go test -count 1 -timeout 60m ./testlab -lab -soak -v -run 'Attachment|RunContainer|Removed|AttachDetach'
+	MESHNET_REQUIRE=1 go test -count 1 -timeout 150m ./testlab -lab -soak -v -run '^TestGuest$$'
 	go test -count 1 -timeout 60m ./agent -run AttachFaults -seeds 5000
 
 # Bubbles of testing/synctest stay out of the race detector (golang/go#76691): they run one goroutine at a time anyway.
@@ -150,13 +151,17 @@ bench-gossip-doc:
 	$(MAKE) bench-gossip BENCH='-passes 5 -writes 200 -idle 5m -doc ../../docs/benchmarks.md'
 
 # The data plane beside raw links, the kernel's VXLAN and hand-built Open vSwitch, on transports C and B and, in the guest,
-# A (root): PASSES interleaved passes, written to docs/benchmarks-data.md. GUEST=false leaves the guest out.
+# A (root): PASSES interleaved passes, written to docs/benchmarks-data.md. GUEST=false leaves the guest out. bench-program is
+# the part of it that says what it costs to program so many endpoints and peers into a real Open vSwitch.
 PASSES ?= 5
 GUEST  ?= true
-.PHONY: bench-data
+.PHONY: bench-data bench-program
 bench-data: deps build
 	go test -run '^$$' -bench DataPlane -benchtime 1x -timeout 3h ./testlab -lab -passes $(PASSES) -with-guest=$(GUEST) \
 	  -report $(CURDIR)/docs/benchmarks-data.md
+	$(MAKE) bench-program
+bench-program: deps
+	go run ./bench/program -passes $(PASSES) -doc docs/benchmarks-data.md
 
 # meshnet attach beside docker network connect to a Swarm overlay, in turns (root).
 .PHONY: bench-attach

@@ -160,38 +160,49 @@ func (a *Agent) network(n *state.Network) Network {
 }
 
 // PS returns the attachments of this host, or of all, in the order of (network, address). Those
-// that wait for an address come last.
+// that wait for an address come last. This host's alone cost what it has, whatever the mesh does.
 func (a *Agent) PS(all bool) []Attachment {
 	view := a.c.Mesh.View()
 	self := a.c.Mesh.Self()
 	now, _ := a.look()
 	linked := links(now.host)
-	var list []Attachment
-	for _, n := range view.Networks() {
-		for e := range n.Claims() {
-			if !all && e.Node != self {
-				continue
-			}
-			at := attachment(view, n, e)
-			if e.Node == self {
-				at.IfName = cmp.Or(now.ifNames[e.ID], e.IfName)
-				at.State = ready(e, linked[e.ID])
-			}
-			list = append(list, at)
+	var list, waiting []Attachment
+	add := func(n *state.Network, e *state.Endpoint) {
+		at := attachment(view, n, e)
+		if e.Node == self {
+			at.IfName = cmp.Or(now.ifNames[e.ID], e.IfName)
+			at.State = ready(e, linked[e.ID])
 		}
+		list = append(list, at)
 	}
 	for _, w := range a.c.Mesh.Wishes() {
-		if _, ok := view.Endpoint(w.ID); ok {
+		n, known := view.Network(w.Network)
+		if !known {
 			continue
 		}
-		if n, ok := view.Network(w.Network); ok {
-			list = append(list, Attachment{
-				Endpoint: w.ID, Container: w.Container, Network: n.ID, Shown: n.Name, MAC: w.MAC, IfName: w.IfName,
-				Gateway: n.Def.Gateway, Node: self, NodeName: nodeName(view, self), State: Pending, Names: w.Names,
-			})
+		if e, ok := view.Endpoint(w.ID); ok {
+			if !all && e.Node == self {
+				add(n, e)
+			}
+			continue
 		}
+		waiting = append(waiting, Attachment{
+			Endpoint: w.ID, Container: w.Container, Network: n.ID, Shown: n.Name, MAC: w.MAC, IfName: w.IfName,
+			Gateway: n.Def.Gateway, Node: self, NodeName: nodeName(view, self), State: Pending, Names: w.Names,
+		})
 	}
-	return list
+	if all {
+		for _, n := range view.Networks() {
+			for e := range n.Claims() {
+				add(n, e)
+			}
+		}
+	} else {
+		slices.SortFunc(list, func(x, y Attachment) int {
+			return cmp.Or(cmp.Compare(x.Shown, y.Shown), x.Addr.Addr().Compare(y.Addr.Addr()), cmp.Compare(x.Endpoint, y.Endpoint))
+		})
+	}
+	return append(list, waiting...)
 }
 
 // links returns the endpoints that have an interface on this host.

@@ -130,7 +130,11 @@ func (r *round) entries(link netlink.Link, n, before *plan.Network) error {
 	err := error(nil)
 	if before != nil && before.Device != nil && r.mirror.knows(index) {
 		gone, came := n.Since(before)
-		have, want := entriesOf(gone, before.Device.Flood), entriesOf(came, n.Device.Flood)
+		was, is := before.Device.Flood, n.Device.Flood
+		if slices.Equal(was, is) {
+			was, is = nil, nil
+		}
+		have, want := entriesOf(gone, was), entriesOf(came, is)
 		err = r.turn(link, have, want)
 	} else {
 		var have map[entry]bool

@@ -32,6 +32,11 @@ func (a *apply) run(ctx context.Context) {
 		a.errs = append(a.errs, err)
 		return
 	}
+	if a.s.rows.holds(a.db, a.plan, devices) {
+		a.flows(ctx)
+		a.warm(ctx)
+		return
+	}
 	want, missing := wanted(a.plan, devices)
 	for _, name := range missing {
 		a.errs = append(a.errs, fmt.Errorf("add port %s: no such device on this host; it has to be made first", name))
@@ -57,7 +62,12 @@ func (a *apply) run(ctx context.Context) {
 		a.s.held.doubtful = true // whatever the old bridge had
 		a.flows(ctx)
 	}
-	a.judge(want)
+	a.judge(want, devices)
+	a.warm(ctx)
+}
+
+// warm sees to tunnels that are new.
+func (a *apply) warm(ctx context.Context) {
 	if _, err := a.s.warm(ctx, a.plan); err != nil {
 		a.errs = append(a.errs, err)
 	}
@@ -151,9 +161,16 @@ func (a *apply) settle(ctx context.Context, rebuilt bool) {
 	}
 }
 
-// judge reports the ports that ovs-vswitchd could not make, and forgets the failures of the others.
-func (a *apply) judge(want []port) {
+// judge reports the ports that ovs-vswitchd could not make, and forgets the failures of the others. If
+// nothing is left to be done, that is what is known of the rows.
+func (a *apply) judge(want []port, devices map[string]int) {
+	news := a.db.changed() // before the look, so that nothing is missed
 	have := a.db.observe(a.plan.Bridge)
+	defer func() {
+		if found, err := a.db.found(a.plan.Bridge); err == nil && len(a.errs) == 0 && diff(a.plan, want, have, a.s.mayRetry).empty() {
+			a.s.rows = known{a.db, news, a.plan, devices, found}
+		}
+	}()
 	for _, w := range want {
 		f, ok := have.ports[w.name]
 		switch {

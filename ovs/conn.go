@@ -32,6 +32,7 @@ type ofConn struct {
 	socket net.Conn
 	log    *slog.Logger
 	turn   chan struct{} // holds one token: whose request it is
+	alarm  chan struct{} // holds a token when others touched our flows
 	done   chan struct{} // closed when the connection has ended and so have its goroutines
 
 	writing sync.Mutex // held for one or more whole messages
@@ -41,6 +42,8 @@ type ofConn struct {
 	current *request           // nil if nobody waits
 	foreign []openflow.Foreign // flows that bear our mark and are none we would write, as of the last Flows
 	ignored uint64             // messages nobody asked for
+	told    bool               // the switch tells of what others do to flows
+	touched bool               // they did something to ours since the last Flows began
 	lost    error              // why the connection ended; not nil once done is closed
 }
 
@@ -77,10 +80,14 @@ func dialOpenFlow(ctx context.Context, path string, log *slog.Logger) (*ofConn, 
 	}
 	c := &ofConn{
 		socket: socket, log: log.With("addr", path),
-		turn: make(chan struct{}, 1), done: make(chan struct{}),
+		turn: make(chan struct{}, 1), alarm: make(chan struct{}, 1), done: make(chan struct{}),
 	}
 	go c.serve(in)
-	if err := c.features(ctx); err != nil {
+	err = c.features(ctx)
+	if err == nil {
+		err = c.monitor(ctx)
+	}
+	if err != nil {
 		c.Close()
 		return nil, fmt.Errorf("greet the bridge at %s: %w", path, err)
 	}
@@ -203,6 +210,10 @@ func (c *ofConn) deliver(h openflow.Header, m openflow.Message, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	r := c.current
+	if u, ok := m.(openflow.FlowUpdates); ok && h.XID == 0 {
+		c.hear(u)
+		return
+	}
 	_, unread := m.(openflow.Other)
 	if r == nil || h.XID-r.first >= r.count || unread && err == nil {
 		c.ignored++
@@ -320,6 +331,51 @@ func (c *ofConn) features(ctx context.Context) error {
 	return c.wait(ctx, r)
 }
 
+// monitor asks to be told of what others do to flows. A switch that cannot is no error: then flows are counted, and
+// read every few minutes.
+func (c *ofConn) monitor(ctx context.Context) error {
+	end, err := c.begin(ctx)
+	if err != nil {
+		return err
+	}
+	defer end()
+	r := &request{answer: func(_ openflow.Header, m openflow.Message) (bool, error) {
+		switch m := m.(type) {
+		case openflow.FlowUpdates:
+			c.told = true // under c.mu
+		case openflow.Error:
+			c.log.Debug("no flow monitor", "err", m)
+		default:
+			return true, fmt.Errorf("unexpected %T", m)
+		}
+		return true, nil
+	}}
+	c.expect(r, 1)
+	if err := c.send(r.first, openflow.FlowMonitorRequest{ID: 1}); err != nil {
+		return err
+	}
+	return c.wait(ctx, r)
+}
+
+// hear takes what others did to flows. c.mu is held.
+func (c *ofConn) hear(u openflow.FlowUpdates) {
+	if !u.Gap && !slices.ContainsFunc(u.Cookies, flow.Ours) {
+		return // flows of others are theirs
+	}
+	c.touched = true
+	select {
+	case c.alarm <- struct{}{}:
+	default: // told already
+	}
+}
+
+// Touched reports whether others did something to our flows since the last Flows began.
+func (c *ofConn) Touched() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.touched
+}
+
 // Flows returns all flows of the bridge that bear our mark, in canonical order. Those among them that meshnet would
 // never write are logged and not returned; the next [ofConn.Change] removes them, whatever else it does.
 func (c *ofConn) Flows(ctx context.Context) ([]flow.Flow, error) {
@@ -356,6 +412,9 @@ func (c *ofConn) dump(ctx context.Context) (flows []flow.Flow, foreign []openflo
 		}
 		return true, fmt.Errorf("unexpected %T", m)
 	}}
+	c.mu.Lock()
+	c.touched = false // what comes from now on may not be in the answer
+	c.mu.Unlock()
 	c.expect(r, 1)
 	err = c.send(r.first, openflow.FlowStatsRequest{Cookie: flow.BaseCookie, CookieMask: flow.CookieMask})
 	if err == nil {

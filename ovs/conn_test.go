@@ -272,6 +272,8 @@ func faked(t *testing.T) (*ofConn, fake) {
 		f.hear()
 		h, _ := f.hear()
 		f.say(h.XID, openflow.FeaturesReply{Datapath: 1})
+		h, _ = f.hear()
+		f.say(h.XID, openflow.FlowUpdates{})
 		accepted <- f
 	}()
 	c := dialed(t, path)
@@ -347,6 +349,66 @@ func TestUnaskedMessages(t *testing.T) {
 	c.Close()
 	if c.ignored != 3 {
 		t.Errorf("%d messages ignored, want 3", c.ignored)
+	}
+}
+
+// What others do to our flows makes them doubtful until they are read; what they do to their own does not.
+func TestFlowsTouched(t *testing.T) {
+	c, f := faked(t)
+	f.say(0, openflow.FlowUpdates{Cookies: []uint64{0x77}})
+	f.say(0, openflow.EchoRequest{})
+	f.hear() // so that what was said before has been read
+	if c.Touched() {
+		t.Error("touched by what concerns flows of others")
+	}
+	for _, u := range []openflow.FlowUpdates{{Cookies: []uint64{0x77, flow.BaseCookie | 5}}, {Gap: true}} {
+		f.say(0, u)
+		within(t, c.alarm)
+		if !c.Touched() {
+			t.Errorf("not touched by %+v", u)
+		}
+		got := make(chan error, 1)
+		go func() {
+			_, err := c.Flows(t.Context())
+			got <- err
+		}()
+		h, _ := f.hear()
+		f.say(h.XID, openflow.FlowStatsReply{})
+		if err := within(t, got); err != nil {
+			t.Fatal(err)
+		}
+		if c.Touched() {
+			t.Error("touched, and read since")
+		}
+	}
+}
+
+// A switch that cannot tell of flows is one whose flows are counted.
+func TestNoFlowMonitor(t *testing.T) {
+	f, c := fake{}, make(chan *ofConn, 1)
+	path := filepath.Join(shortDir(t), "fake.mgmt")
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	go func() { c <- dialed(t, path) }()
+	if f.conn, err = l.Accept(); err != nil {
+		t.Fatal(err)
+	}
+	defer f.conn.Close()
+	f.t = t
+	f.say(0, openflow.Hello{Versions: 0x7e})
+	f.hear()
+	h, _ := f.hear()
+	f.say(h.XID, openflow.FeaturesReply{Datapath: 1})
+	h, m := f.hear()
+	if _, ok := m.(openflow.FlowMonitorRequest); !ok {
+		t.Fatalf("asked %+v", m)
+	}
+	f.say(h.XID, openflow.Error{Type: 1, Code: 2})
+	if conn := within(t, c); conn.told || conn.Touched() {
+		t.Error("told of flows by a switch that cannot")
 	}
 }
 

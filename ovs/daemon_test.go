@@ -401,3 +401,23 @@ func TestHostScriptEnvironment(t *testing.T) {
 		t.Errorf("got %q, want %q", cmd.Env, want)
 	}
 }
+
+// An ovs-vswitchd without a bridge has no thread that handles packets, one with a bridge has.
+func TestDeaf(t *testing.T) {
+	t.Parallel()
+	in := ovstest.Start(t)
+	pid := in.PID(ovstest.Switchd)
+	if got := pidIn(in.Dir); got != pid {
+		t.Errorf("process %d, want %d", got, pid)
+	}
+	if !deaf("/proc", pid) {
+		t.Error("not deaf without a bridge")
+	}
+	in.Vsctl("add-br", "br")
+	if deaf("/proc", pid) {
+		t.Error("deaf with a bridge")
+	}
+	if deaf("/proc", 0) || deaf("/proc", os.Getpid()) || pidIn("/nowhere") != 0 {
+		t.Error("deaf, and no ovs-vswitchd")
+	}
+}

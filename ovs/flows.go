@@ -36,7 +36,7 @@ type held struct {
 // knows reports whether the flows are known, so that only what changed in the plan is to be told.
 func (s *Switch) knows(conn *ofConn, h *plan.Host) bool {
 	k := s.held
-	return k.conn == conn && !k.doubtful && k.host != nil && k.host.Transport == h.Transport && time.Since(k.read) < readEvery
+	return k.conn == conn && !k.doubtful && !conn.Touched() && k.host != nil && k.host.Transport == h.Transport && time.Since(k.read) < readEvery
 }
 
 // flows makes the flows of the bridge those of the plan.
@@ -81,7 +81,9 @@ func compile(h *plan.Host) []flow.Flow {
 // changes returns what to add to and remove from the flows of one plan to make them those of another
 // of the same transport. A network that is the same pointer in both is not looked at.
 func changes(was, is *plan.Host) (add, remove []flow.Flow) {
-	add, remove = flow.Diff(flow.Base(was), flow.Base(is))
+	if !slices.Equal(was.Tunnels, is.Tunnels) {
+		add, remove = flow.Diff(flow.Base(was), flow.Base(is))
+	}
 	for id, n := range is.Networks {
 		old := was.Networks[id]
 		switch {
@@ -116,7 +118,7 @@ func without(remove, add []flow.Flow) []flow.Flow {
 
 // count returns how many flows a plan has.
 func count(h *plan.Host) int {
-	n := len(flow.Base(h))
+	n := flow.CountBase(h)
 	for _, net := range h.Networks {
 		n += flow.Count(net, h)
 	}

@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 
@@ -53,6 +54,9 @@ func Probe(ctx context.Context, c ProbeConfig) (plan.OVSFacts, error) {
 		facts.HostTSO = root.OtherConfig[keyTSO] == "true"
 	}
 	for _, b := range rows[bridgeRow](db, tableBridge) {
+		if cmp.Or(b.DatapathType, "system") == "system" && deaf("/proc", pidIn(dir)) {
+			facts.HostDeaf = true
+		}
 		if _, ours := b.ExternalIDs[markBridge]; ours {
 			continue // what we did there before must not decide what we do now
 		}
@@ -63,6 +67,35 @@ func Probe(ctx context.Context, c ProbeConfig) (plan.OVSFacts, error) {
 		}
 	}
 	return facts, nil
+}
+
+// pidIn returns the process id of the ovs-vswitchd that has its files in a directory; 0: not known.
+func pidIn(dir string) int {
+	text, err := os.ReadFile(filepath.Join(dir, switchProgram+".pid"))
+	if err != nil {
+		return 0
+	}
+	pid, _ := strconv.Atoi(strings.TrimSpace(string(text))) // 0 if it is none
+	return pid
+}
+
+// deaf reports whether an ovs-vswitchd has no thread that handles packets that the kernel hands up: their names
+// begin with handler. One that cannot be looked at has them.
+func deaf(proc string, pid int) bool {
+	names, err := filepath.Glob(filepath.Join(proc, strconv.Itoa(pid), "task", "*", "comm"))
+	if pid == 0 || err != nil || len(names) == 0 {
+		return false
+	}
+	ours := false
+	for _, path := range names {
+		text, _ := os.ReadFile(path) // of a thread that has ended: nothing
+		name := strings.TrimSpace(string(text))
+		if strings.HasPrefix(name, "handler") {
+			return false
+		}
+		ours = ours || name == switchProgram
+	}
+	return ours
 }
 
 // hostAddress returns the OVSDB address of the host's instance and the directory of its sockets.

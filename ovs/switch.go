@@ -68,6 +68,7 @@ type Switch struct {
 	applying sync.Mutex // held by Apply, and by Run while it compares; guards the following
 	last     *plan.Host // as given to the last Apply
 	held     held
+	rows     known
 	// announced is the plan whose members the local ones were told of.
 	announced *plan.Host
 	retries   map[string]retry // by name of a port that failed
@@ -208,8 +209,8 @@ func (s *Switch) watch(ctx context.Context, db *database) error {
 	counted := 0
 	compare := time.NewTimer(debounce)
 	defer compare.Stop()
-	due := true                  // compare will fire
-	var flowLost <-chan struct{} // nil while there is no connection to lose
+	due := true                               // compare will fire
+	var flowLost, flowTouched <-chan struct{} // nil while there is no connection to lose
 	changed := db.changed()
 	for {
 		select {
@@ -228,10 +229,12 @@ func (s *Switch) watch(ctx context.Context, db *database) error {
 				compare.Reset(debounce)
 			}
 		case <-s.dialled:
-			flowLost = s.flowDone()
+			flowLost, flowTouched = s.flowSignals()
 			look.Reset(lookAlive)
+		case <-flowTouched:
+			s.drifted()
 		case <-flowLost:
-			flowLost = nil
+			flowLost, flowTouched = nil, nil
 			s.drifted()
 			look.Reset(lookLost)
 		case <-count.C:
@@ -335,6 +338,9 @@ func (s *Switch) Apply(ctx context.Context, h *plan.Host) ([]plan.Step, plan.Fou
 	}
 	a := &apply{s: s, db: db, plan: h}
 	a.run(ctx)
+	if k := s.rows; k.plan != nil && k.holds(db, h, k.devices) {
+		return a.steps, k.found, errors.Join(a.errs...)
+	}
 	found, err := db.found(s.config.Bridge)
 	if err != nil {
 		a.errs = append(a.errs, err)
@@ -399,6 +405,16 @@ func (s *Switch) flowDone() <-chan struct{} {
 		return nil
 	}
 	return s.flow.Done()
+}
+
+// flowSignals returns flowDone, and what delivers when others touched our flows.
+func (s *Switch) flowSignals() (done, touched <-chan struct{}) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.flow == nil {
+		return nil, nil
+	}
+	return s.flow.Done(), s.flow.alarm
 }
 
 // flowEnded reports whether there was an OpenFlow connection and is no more.

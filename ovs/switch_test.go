@@ -574,6 +574,26 @@ func TestDriftByHand(t *testing.T) {
 	r.apply(h)
 	r.equal("flows", r.flows(), before)
 
+	t.Log("a flow edited by hand")
+	r.quiet()
+	r.ovs.Ofctl("mod-flows", "meshnet", "table=40,metadata=0x77,dl_dst=02:42:0a:02:00:01,actions=drop")
+	if r.flows() == before {
+		t.Fatal("nothing was edited")
+	}
+	r.drift()
+	r.apply(h)
+	r.equal("flows", r.flows(), before)
+	r.quiet()
+
+	t.Log("a flow of others")
+	r.ovs.Ofctl("add-flow", "meshnet", "cookie=0x77,table=0,priority=7,in_port=777,actions=drop")
+	r.ovs.Ofctl("del-flows", "meshnet", "cookie=0x77/-1")
+	select {
+	case <-r.sw.Drift():
+		t.Error("drift by a flow of others")
+	case <-time.After(5 * debounce):
+	}
+
 	t.Log("the bridge deleted by hand")
 	r.ovs.Vsctl("del-br", "meshnet")
 	r.again(h, func() bool { return r.flows() == before })

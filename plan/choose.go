@@ -25,6 +25,7 @@ type OVSFacts struct {
 	HostRunning    bool   // the host's instance answers
 	HostNetdev     bool   // it has a bridge, other than ours, with datapath_type netdev
 	HostTSO        bool   // it runs with userspace TSO
+	HostDeaf       bool   // it has a bridge on the kernel's datapath, and no thread that takes packets from there
 	UnderlayOn     string // the bridge of the host's instance that has the underlay address, or empty
 	UnderlayNetdev bool   // that bridge is datapath_type netdev
 	PrivateRunning bool   // an instance of ours answers

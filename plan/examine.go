@@ -89,6 +89,10 @@ func (x *examiner) ovs() {
 	}
 	x.say("ovs", Fit, "", "%s", which)
 	x.say("datapath", Fit, "", "%s, transport %s: %s", c.Datapath, c.Transport, c.Why)
+	if x.OVS.HostDeaf && c.Transport == state.OVSKernel {
+		x.say("datapath", Fault, "if it lasts longer than a minute: systemctl restart openvswitch-switch",
+			"ovs-vswitchd takes no packet from the kernel: started in the first ten seconds of a boot, 3.1 counts no processors until its ports change")
+	}
 	if len(c.Warnings) == 0 {
 		x.say("offload", Fit, "", "container offloads are as the transport needs them")
 	}

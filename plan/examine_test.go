@@ -35,6 +35,7 @@ func TestExamine(t *testing.T) {
 	}{
 		{"ovs", plan.Fault, func(e *plan.Examination) { e.OVS.Installed = false }},
 		{"offload", plan.Doubt, func(e *plan.Examination) { e.OVS.Module, e.OVS.HostNetdev = false, true }},
+		{"datapath", plan.Fault, func(e *plan.Examination) { e.OVS.HostDeaf = true }},
 		{"ports", plan.Fault, func(e *plan.Examination) { e.Ports = map[string]string{"mc-1": "no such device"} }},
 		{"underlay", plan.Fault, func(e *plan.Examination) { e.Links[0].Up = false }},
 		{"mtu", plan.Fault, func(e *plan.Examination) { e.Links[0].MTU = 600 }},

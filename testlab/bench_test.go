@@ -84,6 +84,7 @@ func BenchmarkDataPlane(b *testing.B) {
 	}
 	fmt.Fprint(out, "\n", text.String())
 	if *report != "" {
+		text.WriteString(programming(*report))
 		if err := os.WriteFile(*report, []byte(text.String()), 0o644); err != nil {
 			b.Fatal(err)
 		}
@@ -345,6 +346,19 @@ func benchGuest(b *testing.B) []figures {
 		b.Fatalf("testlab/vm: %v\n%s", err, text.String())
 	}
 	return all
+}
+
+// programming returns the section of a report that bench/program wrote.
+func programming(report string) string {
+	old, err := os.ReadFile(report)
+	if err != nil {
+		return ""
+	}
+	_, section, found := strings.Cut(string(old), "\n## Programming a host\n")
+	if !found {
+		return ""
+	}
+	return "\n## Programming a host\n" + section
 }
 
 // ---- the tables ----------------------------------------------------------------------------------

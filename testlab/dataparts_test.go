@@ -1,8 +1,10 @@
 package testlab
 
 import (
+	"bytes"
 	"encoding/binary"
 	"encoding/hex"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -10,6 +12,7 @@ import (
 	"net/netip"
 	"os"
 	"strconv"
+	"strings"
 	"syscall"
 	"time"
 )
@@ -115,54 +118,64 @@ func packets(name string, proto uint16) (fd int, to *syscall.SockaddrLinklayer, 
 	return fd, to, err
 }
 
-// frame INTERFACE HEX: sends a frame as it is.
+// frame INTERFACE HEX…: sends frames as they are.
 func frame(args []string) error {
-	b, err := hex.DecodeString(args[1])
-	if err != nil {
-		return err
-	}
 	fd, to, err := packets(args[0], 0x0003)
 	if err != nil {
 		return err
 	}
-	return syscall.Sendto(fd, b, 0, to)
+	for _, text := range args[1:] {
+		b, err := hex.DecodeString(text)
+		if err != nil {
+			return err
+		}
+		if err := syscall.Sendto(fd, b, 0, to); err != nil {
+			return err
+		}
+		time.Sleep(10 * time.Millisecond) // so that none is taken for lost with a full queue
+	}
+	return nil
 }
 
-// sniff INTERFACE ETHERTYPE SECONDS: prints how many frames of a type came in.
+// sniff INTERFACE ETHERTYPE SECONDS [TEXT]: counts the frames of a type, with a text in them, that come in, until its
+// input ends, at most a time, and prints how many came from which MAC, as JSON.
 func sniff(args []string) error {
 	proto, err := strconv.ParseUint(args[1], 0, 16)
 	if err != nil {
 		return err
 	}
-	seconds, err := strconv.Atoi(args[2])
+	done, err := ends(args[2])
 	if err != nil {
 		return err
 	}
+	text := []byte(strings.Join(args[3:], ""))
 	fd, _, err := packets(args[0], uint16(proto))
 	if err != nil {
 		return err
 	}
+	wait := syscall.NsecToTimeval(int64(100 * time.Millisecond))
+	if err := syscall.SetsockoptTimeval(fd, syscall.SOL_SOCKET, syscall.SO_RCVTIMEO, &wait); err != nil {
+		return err
+	}
 	fmt.Println("ready")
-	n := 0
-	b := make([]byte, 2048)
-	for end := time.Now().Add(time.Duration(seconds) * time.Second); time.Now().Before(end); {
-		wait := syscall.NsecToTimeval(int64(100 * time.Millisecond))
-		if err := syscall.SetsockoptTimeval(fd, syscall.SOL_SOCKET, syscall.SO_RCVTIMEO, &wait); err != nil {
-			return err
-		}
-		_, from, err := syscall.Recvfrom(fd, b, 0)
+	seen := map[string]int{}
+	for b := make([]byte, 2048); ; {
+		n, from, err := syscall.Recvfrom(fd, b, 0)
 		if errors.Is(err, syscall.EAGAIN) || errors.Is(err, syscall.EINTR) {
-			continue
+			select {
+			case <-done:
+				return json.NewEncoder(os.Stdout).Encode(seen)
+			default:
+				continue
+			}
 		}
 		if err != nil {
 			return err
 		}
-		if l, ok := from.(*syscall.SockaddrLinklayer); ok && l.Pkttype != syscall.PACKET_OUTGOING {
-			n++
+		if l, ok := from.(*syscall.SockaddrLinklayer); ok && l.Pkttype != syscall.PACKET_OUTGOING && n >= 12 && bytes.Contains(b[:n], text) {
+			seen[net.HardwareAddr(b[6:12]).String()]++
 		}
 	}
-	fmt.Println(n)
-	return nil
 }
 
 // tunnel ADDRESS VNI HEX: sends a frame in a VXLAN packet (RFC 7348).
@@ -187,7 +200,7 @@ func tunnel(args []string) error {
 }
 
 // datagram returns a frame with an IPv4 UDP packet, without a checksum of UDP.
-func datagram(from, to, src, dst string, port int) string {
+func datagram(from, to, src, dst string, port int, text string) string {
 	mac := func(s string) []byte {
 		m, err := net.ParseMAC(s)
 		if err != nil {
@@ -195,7 +208,7 @@ func datagram(from, to, src, dst string, port int) string {
 		}
 		return m
 	}
-	payload := []byte("spoof")
+	payload := []byte(text)
 	ip := []byte{0x45, 0, 0, byte(28 + len(payload)), 0, 1, 0, 0, 64, 17, 0, 0}
 	ip = append(ip, netip.MustParseAddr(src).AsSlice()...)
 	ip = append(ip, netip.MustParseAddr(dst).AsSlice()...)
@@ -216,6 +229,9 @@ func datagram(from, to, src, dst string, port int) string {
 	return hex.EncodeToString(append(b, payload...))
 }
 
+// forgedText is in what arp makes: what is asked for meanwhile is answered.
+const forgedText = "forged"
+
 // arp returns a frame that says that an address has a MAC (RFC 826).
 func arp(op byte, from, to, sender, target string) string {
 	m, err := net.ParseMAC(from)
@@ -229,5 +245,5 @@ func arp(op byte, from, to, sender, target string) string {
 	b := append(append([]byte(d), m...), 0x08, 0x06, 0, 1, 0x08, 0, 6, 4, 0, op)
 	b = append(append(b, m...), netip.MustParseAddr(sender).AsSlice()...)
 	b = append(append(b, d...), netip.MustParseAddr(target).AsSlice()...)
-	return hex.EncodeToString(b)
+	return hex.EncodeToString(append(b, forgedText...)) // as padding
 }

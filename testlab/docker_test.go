@@ -12,7 +12,7 @@ import (
 	"time"
 )
 
-var soak = flag.Bool("soak", false, "run the lab's tests with Docker for long")
+var soak = flag.Bool("soak", false, "run the lab's tests with Docker and in the guest for long")
 
 // rounds is how often each case is run: a few times, or many with -soak.
 func rounds(few, many int) int {

@@ -5,10 +5,10 @@ import (
 	"context"
 	"flag"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -21,29 +21,65 @@ var inGuest = flag.Bool("guest", false, "this is the guest of testlab/vm: run on
 // guestMax is the time the guest may take. It needs a few minutes on two idle cores.
 const guestMax = 25 * time.Minute
 
+// guestSoakMax is the time that the whole set may take there.
+const guestSoakMax = 90 * time.Minute
+
 // TestGuest runs this program again under Debian's own kernel, which has the module openvswitch, and
-// there the parts of guestParts.
+// there the parts of guestParts. With -soak it runs there the data plane's tests too, whole.
 func TestGuest(t *testing.T) {
 	if *inGuest {
 		guestParts(t)
 		return
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), guestMax)
+	guest(t, guestMax, "TestGuest")
+	if *soak {
+		guest(t, guestSoakMax, "TestDataPlane|TestDrift|TestPurge|TestMoves|TestGeneve|TestMixedMTU")
+	}
+}
+
+// guest runs tests of this program in the guest.
+func guest(t *testing.T, most time.Duration, tests string) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), most)
 	defer cancel()
 	self, err := filepath.Abs(os.Args[0])
 	if err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.CommandContext(ctx, "./vm", self, "-test.run=^TestGuest$", "-test.v", "-lab", "-guest")
+	cmd := exec.CommandContext(ctx, "./vm", self, "-test.run=^("+tests+")$", "-test.v", "-test.timeout="+most.String(), "-lab", "-guest")
 	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
 	cmd.WaitDelay = 10 * time.Second
-	out, err := cmd.CombinedOutput()
-	t.Logf("in the guest:\n%s", out)
-	if err != nil {
+	out := &quoted{to: t.Output()}
+	cmd.Stdout, cmd.Stderr = out, out
+	if err := cmd.Run(); err != nil {
 		t.Errorf("testlab/vm: %v", err)
 	}
-	if !bytes.Contains(out, []byte("--- PASS: TestGuest/")) {
-		t.Error("the guest ran no test")
+	for _, test := range strings.Split(tests, "|") {
+		if !bytes.Contains(out.all.Bytes(), []byte("--- PASS: "+test+" ")) {
+			t.Errorf("%s did not pass in the guest", test)
+		}
+	}
+}
+
+// quoted passes on what is written as it comes, each line with a mark before it, and keeps it.
+type quoted struct {
+	to   io.Writer
+	all  bytes.Buffer
+	line int // where in all the line begins that is not passed on yet
+}
+
+func (q *quoted) Write(p []byte) (int, error) {
+	q.all.Write(p)
+	for {
+		text := q.all.Bytes()[q.line:]
+		end := bytes.IndexByte(text, '\n')
+		if end < 0 {
+			return len(p), nil
+		}
+		if _, err := fmt.Fprintf(q.to, "guest: %s\n", text[:end]); err != nil {
+			return 0, err
+		}
+		q.line += end + 1
 	}
 }
 
@@ -52,6 +88,8 @@ func TestGuest(t *testing.T) {
 func guestParts(t *testing.T) {
 	hideModule(t)
 	l := threeHosts(t)
+	l.withRouter()
+	l.withInner()
 	t.Run("no module", func(t *testing.T) {
 		l := l.on(t)
 		for h := 1; h <= 3; h++ {
@@ -75,45 +113,61 @@ func guestParts(t *testing.T) {
 				t.Errorf("host %d has transport A, and nothing of it is found", h)
 			}
 		}
-		l.run("converged", "-t", "60")
+		l.converged()
 		l.reach()
 	})
-	t.Run("OVSKernel", func(t *testing.T) {
+	t.Run("A", func(t *testing.T) {
 		t.Run("tunnels", func(t *testing.T) { l.on(t).tunnels() })
 		t.Run("full mesh", func(t *testing.T) { l.on(t).fullMesh() })
 		t.Run("large packets", func(t *testing.T) { l.on(t).largestPacket(1450) })
 		t.Run("transfer", func(t *testing.T) { l.on(t).transfer(20_000_000) })
-		t.Run("isolation", func(t *testing.T) { l.on(t).isolation() })
-		t.Run("daemon killed", func(t *testing.T) { l.on(t).restartTouchesNothing() })
-	})
-	t.Run("mixed", func(t *testing.T) {
-		l := l.on(t)
-		l.again(3, "--datapath", "netdev")
-		l.wantTransport(3, "kernel-vxlan")
-		l.wantTransport(1, "ovs-kernel")
-		if left := l.nothingOfA(3); left != "" {
-			t.Errorf("host 3 moved to --datapath netdev, and still has\n%s", left)
+		l.play(t, "isolation", "broadcast", "spoofed", "forged", "multicast", "gateway", "published")
+		t.Run("daemon", func(t *testing.T) { l.on(t).daemonEnds("killed") })
+		for _, d := range drifts(layout{transport: "ovs-kernel"}) {
+			if slices.Contains([]string{"one flow deleted", "tunnels removed", "nft flushed"}, d.what) {
+				t.Run(d.what, func(t *testing.T) { l.on(t).drift(d) })
+			}
 		}
-		l.run("converged", "-t", "60")
-		l.reach()
+	})
+	t.Run("A and C", func(t *testing.T) {
+		l := l.on(t)
+		l.again(2, "--datapath", "netdev")
+		l.wantTransport(2, "kernel-vxlan")
+		l.wantTransport(1, "ovs-kernel")
+		if left := l.nothingOfA(2); left != "" {
+			t.Errorf("host 2 moved to --datapath netdev, and still has\n%s", left)
+		}
+		l.converged()
+		l.play(t, "reach", "spoofed", "forged", "multicast")
 		t.Run("tunnels", func(t *testing.T) { l.on(t).tunnels() })
 		t.Run("large packets", func(t *testing.T) { l.on(t).largestPacket(1450) })
 		t.Run("transfer", func(t *testing.T) { l.on(t).transfer(5_000_000) })
 	})
 	t.Run("module removed", func(t *testing.T) {
 		l := l.on(t)
-		all(1, 2, func(h int) { l.stopHostSwitch(h) })
+		for _, h := range []int{1, 3} {
+			l.stopHostSwitch(h)
+		}
 		hideModule(t)
-		all(1, 2, func(h int) { l.again(h) })
-		for h := 1; h <= 2; h++ {
+		all(1, 2, func(i int) { l.again(2*i - 1) })
+		for _, h := range []int{1, 3} {
 			l.wantTransport(h, "kernel-vxlan")
 			if left := l.nothingOfA(h); left != "" {
 				t.Errorf("host %d lost the kernel's datapath, and still has\n%s", h, left)
 			}
 		}
-		l.run("converged", "-t", "60")
+		l.converged()
 		l.reach()
 	})
+}
+
+// play runs some of the scenarios.
+func (l *lab) play(t *testing.T, names ...string) {
+	for _, s := range scenarios() {
+		if slices.Contains(names, s.name) {
+			t.Run(s.name, func(t *testing.T) { s.run(l.on(t)) })
+		}
+	}
 }
 
 // all calls f for hosts from to to at once.
@@ -153,21 +207,28 @@ func showModule(t *testing.T) {
 	}
 }
 
-// again stops the daemon of a host and starts it with other flags. A host that takes longer than up
-// waits is waited for: the guest is slow.
+// again stops the daemon of a host and starts it with other flags.
 func (l *lab) again(host int, flags ...string) {
 	l.t.Helper()
 	h := strconv.Itoa(host)
 	if out, err := l.try("exec", h, "meshnet", "down"); err != nil {
 		l.t.Errorf("%v\n%s", err, out) // not Fatal: may run beside others
 	}
+	l.begin(host, flags...)
+}
+
+// begin starts the daemon of a host with flags. In the guest, which is slow, one that takes longer than
+// up waits is waited for.
+func (l *lab) begin(host int, flags ...string) {
+	l.t.Helper()
+	h := strconv.Itoa(host)
 	_, err := l.try(append([]string{"exec", h, "meshnet", "up", "-d"}, flags...)...)
-	for end := time.Now().Add(4 * time.Minute); err != nil; time.Sleep(time.Second) {
+	for end := time.Now().Add(time.Duration(slow(12)) * time.Second); err != nil; time.Sleep(time.Second) {
 		out, _ := l.try("exec", h, "meshnet", "status", "--json")
 		if strings.Contains(out, `"pending": []`) {
 			return
 		}
-		if time.Now().After(end) {
+		if time.Now().After(end) || !*inGuest {
 			l.t.Errorf("%v\n%s", err, out)
 			return
 		}
@@ -221,83 +282,20 @@ func (l *lab) stopHostSwitch(host int) {
 	}
 }
 
-var seqRE = regexp.MustCompile(`icmp_seq=(\d+) ttl`)
-
-// restartTouchesNothing kills the daemon of host 1 under a gentle ping and wants no packet lost and no
-// flow or port touched when it is back. That the eyes see a flow touched is shown last, by a container
-// that comes.
-func (l *lab) restartTouchesNothing() {
-	ports := l.run("exec", "1", "ovs-ofctl", "-O", "OpenFlow15", "dump-ports-desc", "meshnet")
-	var flows, rows, pings bytes.Buffer
-	var watchers []*exec.Cmd
-	watch := func(out *bytes.Buffer, args ...string) {
-		cmd := l.command(args...)
-		cmd.Stdout, cmd.Stderr = out, out
-		if err := cmd.Start(); err != nil {
-			l.t.Fatal(err)
-		}
-		watchers = append(watchers, cmd)
-	}
-	watch(&pings, "in", "1", "c1", "ping", "-i", "0.2", l.address("c2", "web"))
-	watch(&flows, "exec", "1", "ovs-ofctl", "-O", "OpenFlow13", "monitor", "meshnet", "watch:!initial,!own")
-	watch(&rows, "exec", "1", "ovsdb-client", "monitor", "unix:/run/openvswitch/db.sock", "Open_vSwitch", "Interface", "name,ofport,ofport_request,options,external_ids")
-	time.Sleep(5 * time.Second) // a ping and two monitors have started; the guest is slow
-	quiet := strings.Count(rows.String(), "\n")
-	l.run("kill", "1")
-	l.run("start", "1")
-	l.run("converged", "-t", "60")
-	time.Sleep(2 * time.Second) // the last replies
-	if n := strings.Count(flows.String(), "event="); n != 0 {
-		l.t.Errorf("%d flows touched:\n%s", n, flows.String())
-	}
-	if strings.Count(rows.String(), "\n") != quiet {
-		l.t.Errorf("ports touched:\n%s", rows.String())
-	}
-	if now := l.run("exec", "1", "ovs-ofctl", "-O", "OpenFlow15", "dump-ports-desc", "meshnet"); portNames(now) != portNames(ports) {
-		l.t.Errorf("ports before %s\nafter %s", ports, now)
-	}
-	lost(l.t, pings.String())
-	l.run("container", "1", "late")
-	l.attach(1, "late", "web")
-	l.run("converged", "-t", "60")
-	if !strings.Contains(flows.String(), "event=") || strings.Count(rows.String(), "\n") == quiet {
-		l.t.Errorf("a container came, and nobody saw it: flows %q, rows %q", flows.String(), rows.String())
-	}
-	l.meshnet(1, "detach", "late")
-	l.run("rmcontainer", "1", "late")
-	for _, w := range watchers {
-		stop(l.t, w)
-	}
-}
-
-// lost wants an answer to each packet of a ping up to the last one answered.
-func lost(t testing.TB, out string) {
-	t.Helper()
-	var seen []int
-	for _, m := range seqRE.FindAllStringSubmatch(out, -1) {
-		n, err := strconv.Atoi(m[1])
-		if err != nil {
-			t.Fatal(err)
-		}
-		seen = append(seen, n)
-	}
-	slices.Sort(seen)
-	seen = slices.Compact(seen)
-	if len(seen) < 10 || seen[len(seen)-1] != len(seen) {
-		t.Errorf("%d packets of %v answered:\n%s", len(seen), seen[max(0, len(seen)-1):], out)
-	}
-	t.Logf("ping: %d of %d answered", len(seen), len(seen))
-}
-
 // stop ends a command of the lab with all that it started.
 func stop(t testing.TB, cmd *exec.Cmd) {
 	t.Helper()
+	end(cmd)
+	_ = cmd.Wait() // killed: says so
+}
+
+// end kills a command with all that it started.
+func end(cmd *exec.Cmd) {
 	for _, p := range descendants(cmd.Process.Pid) {
 		if proc, err := os.FindProcess(p); err == nil {
 			_ = proc.Kill() // it has ended already: fine
 		}
 	}
-	_ = cmd.Wait() // killed: says so
 }
 
 // descendants returns a process and its children's, deepest first.

@@ -105,6 +105,9 @@ func TestChangeFollowsPlan(t *testing.T) {
 			}
 			for id, n := range w.host.Networks {
 				want := flow.Compile(n, w.host)
+				if all := len(flow.Base(w.host)); all != flow.CountBase(w.host) {
+					rt.Fatalf("%d base flows, counted %d", all, flow.CountBase(w.host))
+				}
 				if len(want) != flow.Count(n, w.host) {
 					rt.Fatalf("%d flows, counted %d", len(want), flow.Count(n, w.host))
 				}

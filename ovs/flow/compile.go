@@ -46,6 +46,9 @@ func Base(h *plan.Host) []Flow {
 	return fs
 }
 
+// CountBase returns how many flows [Base] returns.
+func CountBase(h *plan.Host) int { return len(Base(&plan.Host{})) + len(h.Tunnels) }
+
 // ProbeAnswer is the source of a probe that was answered. No network card has a MAC that is locally
 // administered and spells mesh.
 var ProbeAnswer = state.MAC{0x02, 'm', 'e', 's', 'h', 0}

@@ -36,6 +36,9 @@ func appendMultipartRequest(b []byte, kind uint16, cookie, mask uint64) []byte {
 
 func decodeMultipartRequest(r *reader) (Message, error) {
 	kind := r.u16()
+	if kind == multipartFlowMonitor {
+		return decodeFlowMonitorRequest(r)
+	}
 	r.skip(22)
 	cookie, mask := r.u64(), r.u64()
 	takeMatch(r)
@@ -55,9 +58,17 @@ func appendFlowCountReply(b []byte, m FlowCountReply) []byte {
 	return appendZeros(b, 4)
 }
 
-// decodeMultipartReply reads the answer to either request.
+// decodeMultipartReply reads the answer to any request.
 func decodeMultipartReply(r *reader) (Message, error) {
-	if len(r.b) < 2 || binary.BigEndian.Uint16(r.b) != multipartAggregate {
+	kind := uint16(multipartFlow)
+	if len(r.b) >= 2 {
+		kind = binary.BigEndian.Uint16(r.b)
+	}
+	switch kind {
+	case multipartFlowMonitor:
+		return decodeFlowUpdates(r)
+	case multipartAggregate:
+	default:
 		return decodeFlowStatsReply(r)
 	}
 	r.skip(24)

@@ -192,6 +192,10 @@ func appendBody(b []byte, xid uint32, m Message) ([]byte, error) {
 		return appendMultipartRequest(b, multipartAggregate, m.Cookie, m.CookieMask), nil
 	case FlowCountReply:
 		return appendFlowCountReply(b, m), nil
+	case FlowMonitorRequest:
+		return appendFlowMonitorRequest(b, m), nil
+	case FlowUpdates:
+		return appendFlowUpdates(b, m), nil
 	case FlowStatsReply:
 		return appendFlowStatsReply(b, m)
 	}
@@ -228,9 +232,9 @@ func typeOf(m Message) Type {
 		return TypePacketIn
 	case SetConfig:
 		return TypeSetConfig
-	case FlowStatsRequest, FlowCountRequest:
+	case FlowStatsRequest, FlowCountRequest, FlowMonitorRequest:
 		return TypeMultipartRequest
-	case FlowStatsReply, FlowCountReply:
+	case FlowStatsReply, FlowCountReply, FlowUpdates:
 		return TypeMultipartReply
 	case Other:
 		return m.Type

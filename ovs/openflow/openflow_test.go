@@ -40,7 +40,7 @@ var genMod = rapid.Custom(func(t *rapid.T) FlowMod {
 })
 
 var genMessage = rapid.Custom(func(t *rapid.T) Message {
-	switch rapid.IntRange(0, 15).Draw(t, "kind") {
+	switch rapid.IntRange(0, 17).Draw(t, "kind") {
 	case 0:
 		return Hello{Versions: rapid.Uint32().Draw(t, "versions")}
 	case 1:
@@ -81,6 +81,14 @@ var genMessage = rapid.Custom(func(t *rapid.T) Message {
 		return PacketIn{Cookie: rapid.Uint64().Draw(t, "cookie"), Data: genData(t)}
 	case 14:
 		return SetConfig{MissLen: rapid.Uint16().Draw(t, "miss")}
+	case 15:
+		return FlowMonitorRequest{ID: rapid.Uint32().Draw(t, "id")}
+	case 16:
+		m := FlowUpdates{Gap: rapid.Bool().Draw(t, "gap")}
+		for range rapid.IntRange(0, 5).Draw(t, "n") {
+			m.Cookies = append(m.Cookies, rapid.Uint64().Draw(t, "cookie"))
+		}
+		return m
 	case 11:
 		return FlowStatsRequest{Cookie: rapid.Uint64().Draw(t, "cookie"), CookieMask: rapid.Uint64().Draw(t, "mask")}
 	}
@@ -219,7 +227,8 @@ func samples() []Message {
 		messages = append(messages, FlowMod{Command: Add, Flow: f})
 	}
 	messages = append(messages, SetConfig{MissLen: 128}, PacketIn{Cookie: flow.BaseCookie, Data: []byte("frame")},
-		FlowMod{Command: Add, Flow: flow.Flow{Table: 40, Cookie: flow.BaseCookie, Actions: []flow.Action{flow.Controller{}}}})
+		FlowMod{Command: Add, Flow: flow.Flow{Table: 40, Cookie: flow.BaseCookie, Actions: []flow.Action{flow.Controller{}}}},
+		FlowMonitorRequest{ID: 1}, FlowUpdates{Cookies: []uint64{flow.BaseCookie}, Gap: true})
 	return messages
 }
 

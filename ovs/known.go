@@ -1,0 +1,63 @@
+package ovs
+
+import (
+	"maps"
+	"slices"
+
+	"meshnet/plan"
+)
+
+// known is what an Apply saw of the rows when nothing was left to be done about them. While the database
+// tells of no change it is so still, and a plan with the same ports need not be compared with it: with a
+// thousand tunnels that takes longer than all else.
+type known struct {
+	db      *database
+	news    <-chan struct{} // closed when the database has changed since
+	plan    *plan.Host
+	devices map[string]int
+	found   plan.Found
+}
+
+// holds reports whether the rows are as a plan wants them.
+func (k known) holds(db *database, h *plan.Host, devices map[string]int) bool {
+	return k.db == db && !ended(k.news) && samePorts(k.plan, h) && maps.Equal(k.devices, devices)
+}
+
+// samePorts reports whether [wanted] and the bridge of two plans are the same.
+func samePorts(a, b *plan.Host) bool {
+	if a.Bridge != b.Bridge || a.Datapath != b.Datapath || a.Encap != b.Encap || a.Underlay != b.Underlay ||
+		a.TunnelPort != b.TunnelPort || len(a.Networks) != len(b.Networks) {
+		return false
+	}
+	if !slices.Equal(a.Tunnels, b.Tunnels) || door(a) != door(b) ||
+		!slices.EqualFunc(a.Links, b.Links, func(x, y plan.Link) bool { return x.Name == y.Name }) {
+		return false
+	}
+	for id, n := range a.Networks {
+		o := b.Networks[id]
+		if o != n && (o == nil || !slices.Equal(n.Ports, o.Ports) || device(n) != device(o)) {
+			return false
+		}
+	}
+	return true
+}
+
+// row is what of a device of the host is in the database.
+type row struct {
+	name, id string
+	number   uint32
+}
+
+func door(h *plan.Host) row {
+	if h.Gateway == nil {
+		return row{}
+	}
+	return row{h.Gateway.Port, h.Gateway.Name, h.Gateway.OFPort}
+}
+
+func device(n *plan.Network) row {
+	if n.Device == nil {
+		return row{}
+	}
+	return row{n.Device.Name, n.ID.String(), n.Device.OFPort}
+}
