@@ -50,6 +50,7 @@ func (h *Host) CheckSince(last *Host) {
 	}
 	for _, l := range h.Links {
 		name, ok := c.links[l.Endpoint]
+		c.twin(l.Twin)
 		c.say(ok && name == l.Name, "link %s of endpoint %s without a port", l.Name, l.Endpoint)
 		delete(c.links, l.Endpoint)
 	}
@@ -85,6 +86,14 @@ func (c *checker) name(name string) {
 	c.names[name] = true
 }
 
+func (c *checker) twin(t Twin) {
+	c.say((t != Twin{}) == c.host.FastPath, "twin %v with fast path %t", t, c.host.FastPath)
+	if c.host.FastPath {
+		c.name(t.Slow)
+		c.name(t.Port)
+	}
+}
+
 func (c *checker) network(n *Network) {
 	c.say(len(n.Ports) > 0 || n.Host != (Own{}), "network %s without a member here", n.Name)
 	if d := n.Door; d != (Door{}) {
@@ -94,6 +103,7 @@ func (c *checker) network(n *Network) {
 	if d := n.Device; d != nil {
 		c.port(d.OFPort, d.Name)
 		c.name(d.Name)
+		c.twin(d.Twin)
 		c.say(d.VNI == n.VNI, "VNI %d of %s", d.VNI, d.Name)
 	}
 	for _, p := range n.Ports {

@@ -39,6 +39,7 @@ type Choice struct {
 	Transport state.Transport
 	Encap     state.Encap
 	TSO       bool
+	FastPath  bool     // eBPF in front of the switch; transport C only
 	Why       string   // one clause, for status
 	Warnings  []string // for status
 }

@@ -1,7 +1,9 @@
 package plan
 
 import (
+	"cmp"
 	"net/netip"
+	"strings"
 
 	"meshnet/state"
 )
@@ -18,7 +20,10 @@ type Host struct {
 	TunnelPort uint16     // UDP
 	MTU        uint32     // largest of any overlay device, bytes
 	// TSO: vswitchd runs with userspace TSO, so container offloads stay on.
-	TSO      bool
+	TSO bool
+	// FastPath: known unicast is sent from device to device before it comes to the switch, whose
+	// ports are the slow twins of the devices; transport C only.
+	FastPath bool
 	Tunnels  []Tunnel // in the order of peers; A and B
 	Networks map[state.NetworkID]*Network
 	Links    []Link   // in the order of names
@@ -122,7 +127,8 @@ type Published struct {
 // Port is a local member of a network.
 type Port struct {
 	Endpoint state.EndpointID
-	Link     string // the host's end of its veth, an OVS port; empty while the container is not there
+	Link     string // the host's end of its veth; empty while the container is not there
+	Twin     Twin   // of Link
 	OFPort   uint32
 	Addr     netip.Addr
 	MAC      state.MAC
@@ -138,10 +144,24 @@ type Remote struct {
 	OFPort   uint32     // of the tunnel to it (A, B) or of the network's device (C)
 }
 
-// Vxlan is a kernel VXLAN device of one network and an OVS port. No learning, no ageing: its entries
-// say behind which peer each MAC is.
+// Twin is the slow twin of a device whose frames the fast path sees first: a veth that what it does
+// not send itself goes through. The zero value is none.
+type Twin struct {
+	Slow string // the end that the fast path sends to and takes from
+	Port string // the other, an OVS port
+}
+
+// twinOf returns the twin of a device, named after it.
+func twinOf(device string) Twin {
+	kind, id, _ := strings.Cut(device, "-")
+	return Twin{Slow: kind + "s" + id, Port: kind + "o" + id}
+}
+
+// Vxlan is a kernel VXLAN device of one network. It, or its twin, is an OVS port. No learning, no
+// ageing: its entries say behind which peer each MAC is.
 type Vxlan struct {
 	Name   string // mv- and ten hexadecimal digits of the network's id
+	Twin   Twin
 	VNI    uint32
 	Local  netip.Addr
 	Port   uint16 // UDP
@@ -152,12 +172,19 @@ type Vxlan struct {
 	Flood []netip.Addr
 }
 
+// Switch returns the name of the device that is the OVS port; empty while there is none.
+func (p Port) Switch() string { return cmp.Or(p.Twin.Port, p.Link) }
+
+// Switch returns the name of the device that is the OVS port.
+func (d *Vxlan) Switch() string { return cmp.Or(d.Twin.Port, d.Name) }
+
 // Link is a veth between an OVS port and a container.
 type Link struct {
 	Endpoint state.EndpointID
 	// Name of the host's end: mc- and ten hexadecimal digits of a hash of endpoint and sandbox, so
 	// that a new sandbox gets a new name (OVS goes on using the old device of a name made again).
 	Name     string
+	Twin     Twin
 	IfName   string // in the container; empty: Prefer if it is free, else the first free ethN
 	Prefer   string // the name it had before
 	Sandbox  Sandbox

@@ -1,0 +1,127 @@
+package fastpath
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net/netip"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
+	"github.com/cilium/ebpf/features"
+
+	"meshnet/fastpath/bpf"
+)
+
+// program is the loaded program and its maps.
+type program struct {
+	prog                   *ebpf.Program
+	ports, members, counts *ebpf.Map
+}
+
+// load loads the program with empty maps. peer: with bpf_redirect_peer.
+func load(peer bool) (*program, error) {
+	spec, err := bpf.LoadFast()
+	if err != nil {
+		return nil, fmt.Errorf("read the program: %w", err)
+	}
+	flag := uint8(0)
+	if peer {
+		flag = 1
+	}
+	if err := spec.Variables[bpf.FastVarPEER].Set(flag); err != nil {
+		return nil, fmt.Errorf("set up the program: %w", err)
+	}
+	var o bpf.FastObjects
+	if err := spec.LoadAndAssign(&o, nil); err != nil {
+		return nil, fmt.Errorf("load the program: %w", err)
+	}
+	return &program{o.MeshnetFast, o.MeshnetPorts, o.MeshnetMembers, o.MeshnetCounts}, nil
+}
+
+// canPeer reports whether the kernel has bpf_redirect_peer, which spares a container's frames a round
+// through the backlog (Linux 5.10).
+func canPeer() (bool, error) {
+	err := features.HaveProgramHelper(ebpf.SchedCLS, asm.FnRedirectPeer)
+	if errors.Is(err, ebpf.ErrNotSupported) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("ask for bpf_redirect_peer: %w", err)
+	}
+	return true, nil
+}
+
+// close lets go of the program and its maps, which live on while a filter holds them.
+func (p *program) close() {
+	p.prog.Close()
+	for _, m := range []*ebpf.Map{p.ports, p.members, p.counts} {
+		m.Close()
+	}
+}
+
+// id returns the number that the kernel knows the program by.
+func (p *program) id() (ebpf.ProgramID, error) {
+	info, err := p.prog.Info()
+	if err != nil {
+		return 0, fmt.Errorf("ask for the program's number: %w", err)
+	}
+	id, _ := info.ID()
+	return id, nil
+}
+
+// read returns what the maps hold.
+func (p *program) read() (map[uint32]bpf.FastPort, map[bpf.FastMember]bpf.FastWay, error) {
+	ports, members := map[uint32]bpf.FastPort{}, map[bpf.FastMember]bpf.FastWay{}
+	var index uint32
+	var port bpf.FastPort
+	it := p.ports.Iterate()
+	for it.Next(&index, &port) {
+		ports[index] = port
+	}
+	if err := it.Err(); err != nil {
+		return nil, nil, fmt.Errorf("read the ports of the fast path: %w", err)
+	}
+	var who bpf.FastMember
+	var way bpf.FastWay
+	it = p.members.Iterate()
+	for it.Next(&who, &way) {
+		members[who] = way
+	}
+	if err := it.Err(); err != nil {
+		return nil, nil, fmt.Errorf("read the members of the fast path: %w", err)
+	}
+	return ports, members, nil
+}
+
+// encode returns the port as the map holds it, with the index of its other device.
+func (p Port) encode(other uint32) bpf.FastPort {
+	return bpf.FastPort{Vni: p.VNI, Other: other, Kind: kinds[p.Kind], Ip: bigEndian(p.Addr), Mac: p.MAC}
+}
+
+var kinds = map[Kind]bpf.FastKind{
+	Container:     bpf.FastKindCONTAINER,
+	Trunk:         bpf.FastKindTRUNK,
+	ContainerTwin: bpf.FastKindTWIN_CONTAINER,
+	TrunkTwin:     bpf.FastKindTWIN_TRUNK,
+}
+
+// bigEndian returns an IPv4 address as a number whose bytes in memory are those on the wire; zero for
+// none.
+func bigEndian(a netip.Addr) uint32 {
+	if !a.Is4() {
+		return 0
+	}
+	b := a.As4()
+	return binary.NativeEndian.Uint32(b[:])
+}
+
+func (m Member) encode() bpf.FastMember { return bpf.FastMember{Vni: m.VNI, Mac: m.MAC} }
+
+func (w Way) encode(index uint32) bpf.FastWay {
+	way := bpf.FastWay{Ifindex: index}
+	if w.Local {
+		way.Local = 1
+	}
+	return way
+}
