@@ -2,7 +2,6 @@ package fastpath
 
 import (
 	"bytes"
-	"cmp"
 	"errors"
 	"fmt"
 	"net"
@@ -73,6 +72,16 @@ func (d devices) carries(name string, id ebpf.ProgramID) (bool, error) {
 	return len(filters) == 1 && filters[0].Id == int(id), err
 }
 
+// byIndex returns the device of an index.
+func (d devices) byIndex(index int) (netlink.Link, bool) {
+	for _, l := range d {
+		if l.Attrs().Index == index {
+			return l, true
+		}
+	}
+	return nil, false
+}
+
 // names returns the names of all devices in order.
 func (d devices) names() []string {
 	out := make([]string, 0, len(d))
@@ -86,6 +95,7 @@ func (d devices) names() []string {
 // twin makes both ends of a twin, with the MTU of the overlay, for Open vSwitch takes the size of
 // segments from it; no IPv6 of their own, and up.
 func (r *round) twin(t pair) error {
+	r.path.spare(t.Slow, t.Port)
 	for _, name := range []string{t.Slow, t.Port} {
 		if l, ok := r.have[name]; ok && (l.Type() != "veth" || l.Attrs().Alias != aliasTwin+t.device && l.Attrs().Alias != "") {
 			return fmt.Errorf("make twin %s: a device of that name exists that meshnet did not make; rename or remove it", name)
@@ -134,25 +144,42 @@ func (r *round) settle(l netlink.Link, t pair) error {
 		}
 		r.did("set", "%s mtu %d", a.Name, t.mtu)
 	}
+	if r.sound(l) {
+		return r.up(l)
+	}
 	quiet := "/proc/sys/net/ipv6/conf/" + a.Name + "/disable_ipv6"
 	if b, err := os.ReadFile(quiet); err == nil && string(bytes.TrimSpace(b)) != "1" {
 		if err := os.WriteFile(quiet, []byte("1"), 0); err != nil {
 			return fmt.Errorf("turn IPv6 off: %w", err)
 		}
 	}
-	if a.Flags&net.FlagUp == 0 {
-		if err := netlink.LinkSetUp(l); err != nil {
-			return fmt.Errorf("set up: %w", err)
-		}
-		r.did("set", "%s up", a.Name)
+	if name := a.Name; name == t.Port { // the other end is sound once it carries the program
+		r.path.sound[name] = uint32(a.Index)
 	}
+	return r.up(l)
+}
+
+// sound reports whether a device was seen to be as it should, by an Apply since the host was read.
+func (r *round) sound(l netlink.Link) bool {
+	at, ok := r.path.sound[l.Attrs().Name]
+	return ok && at == uint32(l.Attrs().Index)
+}
+
+func (r *round) up(l netlink.Link) error {
+	if l.Attrs().Flags&net.FlagUp != 0 {
+		return nil
+	}
+	if err := netlink.LinkSetUp(l); err != nil {
+		return fmt.Errorf("set up: %w", err)
+	}
+	r.did("set", "%s up", l.Attrs().Name)
 	return nil
 }
 
-// attach makes the program the first filter at the ingress of a device (tc-bpf(8), direct action).
+// attach makes the program the first filter at the ingress of a device, if the device is there.
 func (r *round) attach(name string) error {
 	l, ok := r.have[name]
-	if !ok {
+	if !ok || r.sound(l) {
 		return nil // it could not be made, which was said
 	}
 	id, err := r.path.program.id()
@@ -163,27 +190,40 @@ func (r *round) attach(name string) error {
 	if err != nil {
 		return fmt.Errorf("attach to %s: %w", name, err)
 	}
-	if carries {
-		return nil
+	if !carries {
+		err := r.path.program.attach(l)
+		if errors.Is(err, unix.ENODEV) {
+			return nil // gone meanwhile, with its container
+		}
+		if err != nil {
+			return err
+		}
+		r.did("attach", "program to %s", name)
 	}
+	r.path.sound[name] = uint32(l.Attrs().Index)
+	return nil
+}
+
+// attach makes the program the first filter at the ingress of a device, in place of an earlier one of
+// ours (tc-bpf(8), direct action).
+func (p *program) attach(l netlink.Link) error {
 	index := l.Attrs().Index
 	qdisc := &netlink.GenericQdisc{
 		QdiscAttrs: netlink.QdiscAttrs{LinkIndex: index, Handle: netlink.MakeHandle(0xffff, 0), Parent: netlink.HANDLE_CLSACT},
 		QdiscType:  "clsact",
 	}
 	if err := netlink.QdiscAdd(qdisc); err != nil && !errors.Is(err, unix.EEXIST) {
-		return fmt.Errorf("attach to %s: make clsact: %w", name, err)
+		return fmt.Errorf("attach to %s: make clsact: %w", l.Attrs().Name, err)
 	}
-	err = netlink.FilterReplace(&netlink.BpfFilter{
+	err := netlink.FilterReplace(&netlink.BpfFilter{
 		FilterAttrs: netlink.FilterAttrs{
 			LinkIndex: index, Parent: netlink.HANDLE_MIN_INGRESS, Handle: 1, Protocol: unix.ETH_P_ALL, Priority: filterPriority,
 		},
-		Fd: r.path.program.prog.FD(), Name: filterName, DirectAction: true,
+		Fd: p.prog.FD(), Name: filterName, DirectAction: true,
 	})
 	if err != nil {
-		return fmt.Errorf("attach to %s: %w", name, err)
+		return fmt.Errorf("attach to %s: make filter: %w", l.Attrs().Name, err)
 	}
-	r.did("attach", "program to %s", name)
 	return nil
 }
 
@@ -228,16 +268,50 @@ func (r *round) clear(keep []pair) error {
 		switch twin := strings.HasPrefix(a.Alias, aliasTwin); {
 		case wanted[a.Name]:
 		case twin:
-			if err := netlink.LinkDel(l); err != nil && !errors.Is(err, unix.ENODEV) {
-				errs = append(errs, fmt.Errorf("remove twin %s: %w", a.Name, err))
-				continue
-			}
-			r.did("remove", "twin %s", a.Name)
+			errs = append(errs, r.drop(l))
 		default:
 			errs = append(errs, r.detach(l))
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// drop removes a twin: in the background while there is somebody to do it, for the kernel takes some
+// 25 ms for each.
+func (r *round) drop(l netlink.Link) error {
+	p := r.path
+	same := func(d netlink.Link) bool {
+		return d.Attrs().Index == l.Attrs().Index || d.Attrs().Index == l.Attrs().ParentIndex
+	}
+	if slices.ContainsFunc(p.doomed, same) {
+		return nil
+	}
+	if !p.running {
+		if err := deleteDevice(l); err != nil {
+			return err
+		}
+	} else {
+		p.doomed = append(p.doomed, l)
+		select {
+		case p.wake <- struct{}{}:
+		default:
+		}
+	}
+	r.did("remove", "twin %s", l.Attrs().Name)
+	return nil
+}
+
+// spare keeps a twin from removal that is wanted again.
+func (p *Path) spare(names ...string) {
+	p.doomed = slices.DeleteFunc(p.doomed, func(d netlink.Link) bool { return slices.Contains(names, d.Attrs().Name) })
+}
+
+// deleteDevice deletes by index: unlike a name it is never another device's later.
+func deleteDevice(l netlink.Link) error {
+	if err := netlink.LinkDel(l); err != nil && !errors.Is(err, unix.ENODEV) && !errors.Is(err, unix.EINVAL) {
+		return fmt.Errorf("remove twin %s: %w", l.Attrs().Name, err)
+	}
+	return nil
 }
 
 // detach removes our filter from a device and, if no other is there, clsact.
@@ -333,14 +407,3 @@ func adopt(id ebpf.ProgramID, spec *ebpf.CollectionSpec) *program {
 
 // isFull reports whether an error says that a map has no room.
 func isFull(err error) bool { return errors.Is(err, unix.E2BIG) || errors.Is(err, unix.ENOMEM) }
-
-func sortedMembers(m map[bpf.FastMember]bpf.FastWay) []bpf.FastMember {
-	out := make([]bpf.FastMember, 0, len(m))
-	for who := range m {
-		out = append(out, who)
-	}
-	slices.SortFunc(out, func(a, b bpf.FastMember) int {
-		return cmp.Or(cmp.Compare(a.Vni, b.Vni), bytes.Compare(a.Mac[:], b.Mac[:]))
-	})
-	return out
-}

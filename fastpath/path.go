@@ -7,11 +7,12 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"net"
 	"slices"
 	"sync"
 	"time"
 
-	"github.com/cilium/ebpf"
+	"github.com/vishvananda/netlink"
 
 	"meshnet/fastpath/bpf"
 	"meshnet/plan"
@@ -19,29 +20,43 @@ import (
 )
 
 // verifyEvery is how often filters and maps are compared with what Apply left: nothing tells when
-// somebody changes them.
-const verifyEvery = 2 * time.Second
+// somebody changes them. A look that took long is followed by restFactor times as long a rest, so that
+// looking takes at most one part in restFactor of a processor.
+const (
+	verifyEvery = 2 * time.Second
+	restFactor  = 200
+)
 
 // Path makes filters, twins and maps of this host equal to a plan.
 type Path struct {
 	log   *slog.Logger
 	drift chan struct{}
+	wake  chan struct{} // tells Run that devices are to be removed
 
 	mu      sync.Mutex
 	program *program // nil: not loaded
+	room    uint32   // members there is room for; 0: as the program says
 	full    bool     // a map was full, and it was said
+	running bool     // Run is there to remove devices
+	doomed  []netlink.Link
+	counted []Port // what Traffic shows, with indexes
+	indexes map[string]uint32
 
 	// What Apply left; nil maps until the host was read.
 	tables  map[state.NetworkID]applied
 	ports   map[uint32]bpf.FastPort
 	members map[bpf.FastMember]bpf.FastWay
+	// over: something found no room, so that all of the plan is to be tried again.
+	over bool
+	// sound are the devices, and their indexes, that were seen to be set up and to carry the program.
+	sound map[string]uint32
 }
 
-// applied is the table of a network, what it was compiled from, and the indexes its devices had.
+// applied is what a network was compiled from, and the index that its device had then.
 type applied struct {
-	from    *plan.Network
-	indexes map[string]uint32
-	table   Table
+	from   *plan.Network
+	device uint32
+	local  Table
 }
 
 // New returns a Path for the network namespace of this process. Nothing is read or changed yet. log
@@ -50,24 +65,53 @@ func New(log *slog.Logger) *Path {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
-	return &Path{log: log, drift: make(chan struct{}, 1)}
+	return &Path{log: log, drift: make(chan struct{}, 1), wake: make(chan struct{}, 1)}
 }
 
 // Drift delivers when twins, filters or maps are no longer as [Path.Apply] left them.
 func (p *Path) Drift() <-chan struct{} { return p.drift }
 
-// Run looks for drift until ctx ends. What is on the host stays.
+// Run removes twins in the background and looks for drift until ctx ends. Once at a time. What else is
+// on the host stays; it returns when what was to be removed is gone.
 func (p *Path) Run(ctx context.Context) error {
-	tick := time.NewTicker(verifyEvery)
-	defer tick.Stop()
-	for {
+	p.mu.Lock()
+	p.running = true
+	p.mu.Unlock()
+	timer := time.NewTimer(verifyEvery)
+	defer timer.Stop()
+	for ctx.Err() == nil {
 		select {
 		case <-ctx.Done():
-			return nil
-		case <-tick.C:
+		case <-p.wake:
+			for p.reap() {
+			}
+		case <-timer.C:
+			began := time.Now()
 			p.verify()
+			timer.Reset(max(verifyEvery, restFactor*time.Since(began)))
 		}
 	}
+	p.mu.Lock()
+	p.running = false
+	p.mu.Unlock()
+	for p.reap() {
+	}
+	return nil
+}
+
+// reap removes one device that waits for it, and reports whether there was one.
+func (p *Path) reap() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if len(p.doomed) == 0 {
+		return false
+	}
+	l := p.doomed[0]
+	p.doomed = p.doomed[1:]
+	if err := deleteDevice(l); err != nil {
+		p.log.Warn("a twin was not removed; it is tried again with the next change", "err", err)
+	}
+	return true
 }
 
 // verify tells of drift, and has the next Apply read everything.
@@ -99,17 +143,20 @@ func (p *Path) intact() (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	for _, t := range p.tables {
-		for _, pair := range pairs(t.from, have) {
-			if t.indexes[pair.device] != have.index(pair.device) {
-				continue // made anew: the next Apply is on its way
-			}
-			for _, name := range []string{pair.device, pair.Slow} {
-				if carries, err := have.carries(name, id); err != nil || !carries {
-					return false, err
-				}
-			}
-			if !have.up(pair.Slow) || !have.up(pair.Port) {
+	for _, port := range p.counted {
+		at := p.indexes[port.Device]
+		if at == 0 || at != have.index(port.Device) && (port.Kind == Container || port.Kind == Trunk) {
+			continue // made anew: the next Apply is on its way
+		}
+		if !have.up(port.Device) && port.Kind.twin() {
+			return false, nil
+		}
+		if carries, err := have.carries(port.Device, id); err != nil || !carries {
+			return false, err
+		}
+		if port.Kind.twin() {
+			l, ok := have.byIndex(have[port.Device].Attrs().ParentIndex)
+			if !ok || l.Attrs().Flags&net.FlagUp == 0 {
 				return false, nil
 			}
 		}
@@ -122,10 +169,13 @@ func (p *Path) intact() (bool, error) {
 }
 
 // forget makes the next Apply start from what is.
-func (p *Path) forget() { p.tables, p.ports, p.members = nil, nil, nil }
+func (p *Path) forget() {
+	p.tables, p.ports, p.members, p.sound = nil, nil, nil, nil
+}
 
 // Apply makes the fast path equal to the plan. Once it has returned nothing passes that the plan does
-// not have; what failed goes through the switch. It returns what it did.
+// not have; what failed goes through the switch. It returns what it did. While [Path.Run] runs, twins
+// may still be there for some 25 ms after Apply said that they are removed.
 func (p *Path) Apply(ctx context.Context, h *plan.Host) ([]plan.Step, plan.Found, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -143,6 +193,28 @@ func (p *Path) Purge(ctx context.Context) ([]plan.Step, error) {
 	return steps, err
 }
 
+// Traffic returns what came in by each device, in the order of devices; nothing while the fast path is
+// off.
+func (p *Path) Traffic() []plan.Traffic {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	var all []plan.Traffic
+	for _, port := range p.counted {
+		if port.Kind.twin() || p.program == nil {
+			continue
+		}
+		own, back := p.program.count(p.indexes[port.Device]), p.program.count(p.indexes[port.Other])
+		n := own.Packets
+		all = append(all, plan.Traffic{
+			Device: port.Device, Network: port.Network, Endpoint: port.Endpoint,
+			Fast: n[bpf.FastReasonFAST], Slow: n[bpf.FastReasonSLOW] + n[bpf.FastReasonUNKNOWN],
+			Refused: n[bpf.FastReasonREFUSED], Broken: n[bpf.FastReasonBROKEN],
+			Returned: back.Packets[bpf.FastReasonRETURN], Bytes: own.Bytes,
+		})
+	}
+	return all
+}
+
 // round is one Apply.
 type round struct {
 	path  *Path
@@ -157,7 +229,7 @@ func (r *round) did(op, format string, args ...any) {
 
 func (r *round) apply(ctx context.Context) error {
 	p := r.path
-	if !r.host.FastPath && p.tables != nil && len(p.ports) == 0 {
+	if !r.host.FastPath && p.tables != nil && p.program == nil {
 		return nil // off, and was so
 	}
 	var err error
@@ -172,15 +244,8 @@ func (r *round) apply(ctx context.Context) error {
 	if !r.host.FastPath {
 		return r.off()
 	}
-	if p.program == nil {
-		peer, err := canPeer()
-		if err != nil {
-			return err
-		}
-		if p.program, err = load(peer); err != nil {
-			return err
-		}
-		r.did("load", "program meshnet_fast")
+	if err := r.load(); err != nil {
+		return err
 	}
 	var errs []error
 	twins := r.twins()
@@ -198,21 +263,45 @@ func (r *round) apply(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
+// load loads the program, unless there is one.
+func (r *round) load() error {
+	p := r.path
+	if p.program != nil {
+		return nil
+	}
+	peer, err := canPeer()
+	if err != nil {
+		return err
+	}
+	if p.program, err = load(peer, p.room); err != nil {
+		return err
+	}
+	r.did("load", "program meshnet_fast")
+	return nil
+}
+
 // read takes over what an earlier daemon left: the program of the first filter that is this one, and
 // what its maps hold.
 func (r *round) read() error {
 	p := r.path
-	p.tables, p.ports, p.members = map[state.NetworkID]applied{}, map[uint32]bpf.FastPort{}, map[bpf.FastMember]bpf.FastWay{}
+	p.ports, p.members = map[uint32]bpf.FastPort{}, map[bpf.FastMember]bpf.FastWay{}
 	if p.program == nil {
 		found, err := find(r.have)
-		if err != nil || found == nil {
+		if err != nil {
 			return err
 		}
 		p.program = found
 	}
-	var err error
-	p.ports, p.members, err = p.program.read()
-	return err
+	if p.program != nil {
+		var err error
+		if p.ports, p.members, err = p.program.read(); err != nil {
+			return err
+		}
+	}
+	p.sound = map[string]uint32{}
+	p.over = true // what is in the maps came from nobody knows which plan
+	p.tables = map[state.NetworkID]applied{}
+	return nil
 }
 
 // pair is a device of the plan and its twin.
@@ -222,140 +311,26 @@ type pair struct {
 	mtu uint32
 }
 
-// pairs returns the devices of a network that are there, with their twins.
-func pairs(n *plan.Network, have devices) []pair {
-	var out []pair
-	if n.Device != nil && have.index(n.Device.Name) != 0 {
-		out = append(out, pair{n.Device.Name, n.Device.Twin, n.Device.MTU})
-	}
-	for _, p := range n.Ports {
-		if p.Link != "" && have.index(p.Link) != 0 {
-			out = append(out, pair{p.Link, p.Twin, n.MTU})
-		}
-	}
-	return out
-}
-
 // twins returns the devices of the plan that are there, with their twins, in the order of devices.
 func (r *round) twins() []pair {
 	var out []pair
+	add := func(p pair) {
+		if r.have.index(p.device) != 0 {
+			out = append(out, p)
+		}
+	}
 	for _, n := range r.host.Networks {
-		out = append(out, pairs(n, r.have)...)
+		if n.Device != nil {
+			add(pair{n.Device.Name, n.Device.Twin, n.Device.MTU})
+		}
+		for _, p := range n.Ports {
+			if p.Link != "" {
+				add(pair{p.Link, p.Twin, n.MTU})
+			}
+		}
 	}
 	slices.SortFunc(out, func(a, b pair) int { return cmp.Compare(a.device, b.device) })
 	return out
-}
-
-// fill makes the maps hold the plan: first out with what it has not, then in with the rest.
-func (r *round) fill() []error {
-	p := r.path
-	ports := map[uint32]bpf.FastPort{}
-	members := map[bpf.FastMember]bpf.FastWay{}
-	tables := make(map[state.NetworkID]applied, len(r.host.Networks))
-	for id, n := range r.host.Networks {
-		t := r.table(id, n)
-		tables[id] = t
-		for _, port := range t.table.Ports {
-			if at, other := t.indexes[port.Device], t.indexes[port.Other]; at != 0 && other != 0 {
-				ports[at] = port.encode(other)
-			}
-		}
-		for who, way := range t.table.Ways {
-			if at := t.indexes[way.Device]; at != 0 {
-				members[who.encode()] = way.encode(at)
-			}
-		}
-	}
-	errs := r.remove(ports, members)
-	errs = append(errs, r.put(ports, members)...)
-	p.tables = tables
-	return errs
-}
-
-// table returns the table of a network with the indexes of its devices.
-func (r *round) table(id state.NetworkID, n *plan.Network) applied {
-	t, ok := r.path.tables[id]
-	if !ok || t.from != n {
-		t = applied{from: n, table: Compile(n)}
-	}
-	t.indexes = make(map[string]uint32, len(t.table.Ports))
-	for _, port := range t.table.Ports {
-		t.indexes[port.Device] = r.have.index(port.Device)
-	}
-	return t
-}
-
-func (r *round) remove(ports map[uint32]bpf.FastPort, members map[bpf.FastMember]bpf.FastWay) (errs []error) {
-	p := r.path
-	for _, who := range sortedMembers(p.members) {
-		if _, ok := members[who]; ok {
-			continue
-		}
-		if err := p.program.members.Delete(who); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
-			errs = append(errs, fmt.Errorf("take %x off the fast path: %w", who.Mac, err))
-			continue
-		}
-		delete(p.members, who)
-		r.did("remove", "fast way %d %x", who.Vni, who.Mac)
-	}
-	for _, index := range slices.Sorted(maps.Keys(p.ports)) {
-		if _, ok := ports[index]; ok {
-			continue
-		}
-		if err := p.program.ports.Delete(index); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
-			errs = append(errs, fmt.Errorf("take device %d off the fast path: %w", index, err))
-			continue
-		}
-		p.program.counts.Delete(index) // it may have none
-		delete(p.ports, index)
-		r.did("remove", "fast port %d", index)
-	}
-	return errs
-}
-
-func (r *round) put(ports map[uint32]bpf.FastPort, members map[bpf.FastMember]bpf.FastWay) (errs []error) {
-	p := r.path
-	for _, index := range slices.Sorted(maps.Keys(ports)) {
-		want := ports[index]
-		if have, ok := p.ports[index]; ok && have == want {
-			continue
-		}
-		err := p.program.counts.Update(index, make([]bpf.FastCount, ebpf.MustPossibleCPU()), ebpf.UpdateNoExist)
-		if err == nil || errors.Is(err, ebpf.ErrKeyExist) {
-			err = p.program.ports.Put(index, want)
-		}
-		if err != nil {
-			errs = append(errs, r.overflow(err, fmt.Sprintf("device %d", index)))
-			continue
-		}
-		p.ports[index] = want
-		r.did("set", "fast port %d", index)
-	}
-	for _, who := range sortedMembers(members) {
-		want := members[who]
-		if have, ok := p.members[who]; ok && have == want {
-			continue
-		}
-		if err := p.program.members.Put(who, want); err != nil {
-			errs = append(errs, r.overflow(err, fmt.Sprintf("%x", who.Mac)))
-			continue
-		}
-		p.members[who] = want
-		r.did("set", "fast way %d %x", who.Vni, who.Mac)
-	}
-	return errs
-}
-
-// overflow makes of a full map what it is: more for the switch to do. It is said once.
-func (r *round) overflow(err error, what string) error {
-	if !isFull(err) {
-		return fmt.Errorf("put %s on the fast path: %w", what, err)
-	}
-	if !r.path.full {
-		r.path.full = true
-		r.path.log.Warn("the fast path is full; what does not fit goes through the switch", "first", what)
-	}
-	return nil
 }
 
 // off empties the maps and removes filters and twins of everybody.
@@ -363,7 +338,7 @@ func (r *round) off() error {
 	p := r.path
 	var errs []error
 	if p.program != nil {
-		errs = r.remove(nil, nil)
+		errs = r.remove(map[uint32]bpf.FastPort{}, everything(p.members, nil))
 	}
 	errs = append(errs, r.clear(nil))
 	if err := errors.Join(errs...); err != nil {
@@ -373,6 +348,6 @@ func (r *round) off() error {
 		p.program.close()
 		p.program = nil
 	}
-	p.tables = map[state.NetworkID]applied{}
+	p.tables, p.counted = map[state.NetworkID]applied{}, nil
 	return nil
 }

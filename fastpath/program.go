@@ -9,6 +9,7 @@ import (
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
 	"github.com/cilium/ebpf/features"
+	"github.com/cilium/ebpf/rlimit"
 
 	"meshnet/fastpath/bpf"
 )
@@ -19,11 +20,18 @@ type program struct {
 	ports, members, counts *ebpf.Map
 }
 
-// load loads the program with empty maps. peer: with bpf_redirect_peer.
-func load(peer bool) (*program, error) {
+// load loads the program with empty maps. peer: with bpf_redirect_peer. room is how many members there
+// is room for; 0: as many as the program says.
+func load(peer bool, room uint32) (*program, error) {
+	if err := rlimit.RemoveMemlock(); err != nil { // kernels before 5.11 count maps as locked memory
+		return nil, fmt.Errorf("lift the limit of locked memory: %w", err)
+	}
 	spec, err := bpf.LoadFast()
 	if err != nil {
 		return nil, fmt.Errorf("read the program: %w", err)
+	}
+	if room != 0 {
+		spec.Maps[bpf.FastMapMeshnetMembers].MaxEntries = room
 	}
 	flag := uint8(0)
 	if peer {
@@ -124,4 +132,19 @@ func (w Way) encode(index uint32) bpf.FastWay {
 		way.Local = 1
 	}
 	return way
+}
+
+// count returns what came in by the device of an index; zero where nothing is counted.
+func (p *program) count(index uint32) (sum bpf.FastCount) {
+	var each []bpf.FastCount
+	if index == 0 || p.counts.Lookup(index, &each) != nil {
+		return sum
+	}
+	for _, c := range each {
+		for why, n := range c.Packets {
+			sum.Packets[why] += n
+		}
+		sum.Bytes += c.Bytes
+	}
+	return sum
 }

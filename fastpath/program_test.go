@@ -75,7 +75,7 @@ type machine struct {
 
 func newMachine(t testing.TB) *machine {
 	t.Helper()
-	p, err := load(true)
+	p, err := load(true, 0)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -28,6 +28,9 @@ func (k Kind) String() string {
 	return [...]string{"none", "container", "trunk", "container-twin", "trunk-twin"}[k]
 }
 
+// twin reports whether the device is a slow twin.
+func (k Kind) twin() bool { return k == ContainerTwin || k == TrunkTwin }
+
 // Port is a device that the program sits on, and what it has to know of it. Comparable.
 type Port struct {
 	Device string
@@ -36,6 +39,9 @@ type Port struct {
 	Other  string     // the slow twin; of a twin the device it stands for
 	MAC    state.MAC  // of a container: its only source MAC
 	Addr   netip.Addr // and its only source address
+
+	Network  state.NetworkID  // for who counts
+	Endpoint state.EndpointID // of a container
 }
 
 // Member is whom a frame may be for: a MAC on a network.
@@ -60,12 +66,32 @@ type Table struct {
 // container is not there, and all that is not IPv4, are left to the switch. A network that is the
 // same pointer in two plans with a fast path has the same table.
 func Compile(n *plan.Network) Table {
-	t := Table{Ways: make(map[Member]Way, len(n.Ports)+len(n.Remotes))}
+	t := Local(n)
+	for _, r := range n.Remotes {
+		if m, w, ok := remote(n, r); ok {
+			t.Ways[m] = w
+		}
+	}
+	return t
+}
+
+// remote returns the way to a member elsewhere; none where there is no fast path, or that is not IPv4.
+func remote(n *plan.Network, r *plan.Remote) (Member, Way, bool) {
+	ok := n.Device != nil && n.Device.Twin != (plan.Twin{}) && r.Addr.Is4()
+	if !ok {
+		return Member{}, Way{}, false
+	}
+	return Member{n.VNI, r.MAC}, Way{Device: n.Device.Name}, true
+}
+
+// Local is [Compile] without the members elsewhere, of whom there are many more.
+func Local(n *plan.Network) Table {
+	t := Table{Ways: make(map[Member]Way, len(n.Ports))}
 	if n.Device == nil || n.Device.Twin == (plan.Twin{}) {
 		return t
 	}
 	add := func(p Port, twin plan.Twin, kind Kind) {
-		p.VNI, p.Other = n.VNI, twin.Slow
+		p.VNI, p.Other, p.Network = n.VNI, twin.Slow, n.ID
 		t.Ports = append(t.Ports, p, Port{Device: twin.Slow, Kind: kind, VNI: n.VNI, Other: p.Device})
 	}
 	add(Port{Device: n.Device.Name, Kind: Trunk}, n.Device.Twin, TrunkTwin)
@@ -73,13 +99,8 @@ func Compile(n *plan.Network) Table {
 		if p.Link == "" || !p.Addr.Is4() {
 			continue
 		}
-		add(Port{Device: p.Link, Kind: Container, MAC: p.MAC, Addr: p.Addr}, p.Twin, ContainerTwin)
+		add(Port{Device: p.Link, Kind: Container, MAC: p.MAC, Addr: p.Addr, Endpoint: p.Endpoint}, p.Twin, ContainerTwin)
 		t.Ways[Member{n.VNI, p.MAC}] = Way{p.Link, true}
-	}
-	for _, r := range n.Remotes {
-		if r.Addr.Is4() {
-			t.Ways[Member{n.VNI, r.MAC}] = Way{Device: n.Device.Name}
-		}
 	}
 	slices.SortFunc(t.Ports, func(a, b Port) int { return cmp.Compare(a.Device, b.Device) })
 	return t

@@ -220,6 +220,20 @@ type Step struct{ Op, What string }
 // String returns the step as one line.
 func (s Step) String() string { return s.Op + " " + s.What }
 
+// Traffic is what came in by one device of the fast path since the device is on it, in packets, by what
+// became of them.
+type Traffic struct {
+	Device   string
+	Network  state.NetworkID
+	Endpoint state.EndpointID // of a container's device; else 0
+	Fast     uint64           // sent straight on
+	Slow     uint64           // to the switch: not for the fast path, or to whom it does not know
+	Refused  uint64           // to the switch, which drops them: not the container's own MAC or address
+	Broken   uint64           // to the switch: no whole IPv4 header
+	Returned uint64           // from the switch
+	Bytes    uint64           // of Fast
+}
+
 // Found is what an applier saw that a later plan has to know.
 type Found struct {
 	Ports    map[state.EndpointID]uint32 // OpenFlow ports in use, by our marks

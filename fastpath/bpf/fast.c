@@ -16,8 +16,10 @@
 #include <bpf/bpf_endian.h>
 #include <bpf/bpf_helpers.h>
 
-#define PORTS_MAX 8192
-#define DESTS_MAX 131072
+// Two devices for each port of Open vSwitch, of which it numbers 65,279: there is always room for one.
+// Members that find none go through the switch.
+#define PORTS_MAX 131072
+#define MEMBERS_MAX 131072
 
 // PEER: bpf_redirect_peer is there (Linux 5.10). Set before the program is loaded.
 volatile const __u8 PEER = 1;
@@ -72,13 +74,14 @@ struct count {
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, PORTS_MAX);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
 	__type(key, __u32); // ifindex
 	__type(value, struct port);
 } meshnet_ports SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, DESTS_MAX);
+	__uint(max_entries, MEMBERS_MAX);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
 	__type(key, struct member);
 	__type(value, struct way);
@@ -87,6 +90,7 @@ struct {
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_HASH);
 	__uint(max_entries, PORTS_MAX);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
 	__type(key, __u32); // ifindex
 	__type(value, struct count);
 } meshnet_counts SEC(".maps");
