@@ -41,7 +41,7 @@ func (t *terminal) doctor() *cli.Command {
 			&cli.StringFlag{Name: "advertise", Usage: "`ADDRESS` that up is given", DefaultText: "of the interface"},
 			&cli.StringFlag{Name: "ovs", Usage: "`WHICH` Open vSwitch up is given", Value: "auto"},
 			&cli.StringFlag{Name: "datapath", Usage: "`TYPE` that up is given", Value: "auto"},
-			&cli.StringFlag{Name: "fastpath", Usage: "`WHICH` up is given", Value: "auto"},
+			&cli.StringFlag{Name: "fastpath", Usage: "`WHEN` up is given", Value: "auto"},
 		}, dirFlags()...),
 		Action: verb(0, 0, words, func(c *cli.Context) error {
 			e, err := examination(c)

@@ -88,7 +88,7 @@ func (t *terminal) up() *cli.Command {
 func fastPathFlag() cli.Flag {
 	return &cli.StringFlag{
 		Name: "fastpath", Value: "auto",
-		Usage: "`WHICH`: auto, to send known packets on by eBPF before Open vSwitch sees them where that can be done, or off",
+		Usage: "`WHEN` known packets pass Open vSwitch by, in the kernel: auto, where that can be, or off",
 	}
 }
 
