@@ -375,34 +375,35 @@ func adopt(id ebpf.ProgramID, spec *ebpf.CollectionSpec) *program {
 		return nil
 	}
 	ids, _ := info.MapIDs()
+	wanted := p.maps()
 	for _, id := range ids {
 		m, err := ebpf.NewMapFromID(id)
 		if err != nil {
 			p.close()
 			return nil
 		}
-		switch i, err := m.Info(); {
-		case err != nil:
-			m.Close()
-		case i.Name == bpf.FastMapMeshnetPorts:
-			p.ports = m
-		case i.Name == bpf.FastMapMeshnetMembers:
-			p.members = m
-		case i.Name == bpf.FastMapMeshnetCounts:
-			p.counts = m
-		default:
+		i, err := m.Info()
+		if at := wanted[nameOf(i)]; err == nil && at != nil && *at == nil {
+			*at = m
+		} else {
 			m.Close()
 		}
 	}
-	for name, m := range map[string]*ebpf.Map{
-		bpf.FastMapMeshnetPorts: p.ports, bpf.FastMapMeshnetMembers: p.members, bpf.FastMapMeshnetCounts: p.counts,
-	} {
-		if m == nil || spec.Maps[name].Compatible(m) != nil {
+	for name, m := range wanted {
+		if *m == nil || spec.Maps[name].Compatible(*m) != nil {
 			p.close()
 			return nil
 		}
 	}
 	return p
+}
+
+// nameOf returns the name of a map; i may be nil.
+func nameOf(i *ebpf.MapInfo) string {
+	if i == nil {
+		return ""
+	}
+	return i.Name
 }
 
 // isFull reports whether an error says that a map has no room.

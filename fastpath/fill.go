@@ -34,13 +34,13 @@ func (r *round) fill() []error {
 	p := r.path
 	p.counted, p.indexes = nil, map[string]uint32{}
 	tables := make(map[state.NetworkID]applied, len(r.host.Networks))
-	d := delta{}
+	d, want := delta{}, empty()
 	for id, old := range p.tables {
 		if r.host.Networks[id] == nil {
 			r.gone(d, old)
 		}
 	}
-	ports := map[uint32]bpf.FastPort{}
+	r.ports(want, Doors(r.host.Gateway))
 	for id, n := range r.host.Networks {
 		old := p.tables[id]
 		t := applied{from: n, local: old.local}
@@ -51,25 +51,38 @@ func (r *round) fill() []error {
 			t.device = r.have.index(n.Device.Name)
 		}
 		tables[id] = t
-		for _, port := range t.local.Ports {
-			at, other := r.have.index(port.Device), r.have.index(port.Other)
-			p.indexes[port.Device] = at
-			if at != 0 && other != 0 {
-				ports[at] = port.encode(other)
+		r.ports(want, t.local.Ports)
+		if t.local.Exit != (Exit{}) {
+			want.exits[n.VNI] = t.local.Exit.encode()
+		}
+		for who, e := range t.local.Entries {
+			if at := r.have.index(e.Device); at != 0 {
+				want.entries[who.encode()] = e.encode(at)
 			}
 		}
-		p.counted = append(p.counted, t.local.Ports...)
 		r.differ(d, old, t)
 	}
 	slices.SortFunc(p.counted, func(a, b Port) int { return cmp.Compare(a.Device, b.Device) })
 	if p.over {
-		d = everything(p.members, r.all(tables))
+		d = everything(p.has.members, r.all(tables))
 	}
 	p.over = false
-	errs := r.remove(ports, d)
-	errs = append(errs, r.put(ports, d)...)
+	errs := r.remove(want, d)
+	errs = append(errs, r.put(want, d)...)
 	p.tables = tables
 	return errs
+}
+
+// ports notes ports whose devices are there.
+func (r *round) ports(want contents, ports []Port) {
+	for _, port := range ports {
+		at, other := r.have.index(port.Device), r.have.index(port.Other)
+		r.path.indexes[port.Device] = at
+		if at != 0 && other != 0 {
+			want.ports[at] = port.encode(other)
+		}
+	}
+	r.path.counted = append(r.path.counted, ports...)
 }
 
 // all returns the members of all tables.
@@ -127,71 +140,101 @@ func (r *round) differ(d delta, old, now applied) {
 	}
 }
 
-func (r *round) remove(ports map[uint32]bpf.FastPort, d delta) (errs []error) {
+// remove takes out what is not wanted.
+func (r *round) remove(want contents, d delta) (errs []error) {
 	p := r.path
 	for _, who := range d.sorted() {
-		if _, there := p.members[who]; d[who] != nil || !there {
+		if _, there := p.has.members[who]; d[who] != nil || !there {
 			continue
 		}
-		if err := p.program.members.Delete(who); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
-			errs = append(errs, fmt.Errorf("take %x off the fast path: %w", who.Mac, err))
+		if err := drop(p.program.members, p.has.members, who); err != nil {
+			errs = append(errs, err)
 			continue
 		}
-		delete(p.members, who)
 		r.did("remove", "fast way %d %x", who.Vni, who.Mac)
 	}
-	for _, index := range slices.Sorted(maps.Keys(p.ports)) {
-		if _, ok := ports[index]; ok {
-			continue
-		}
-		if err := p.program.ports.Delete(index); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
-			errs = append(errs, fmt.Errorf("take device %d off the fast path: %w", index, err))
-			continue
-		}
-		p.program.counts.Delete(index) // it may have none
-		delete(p.ports, index)
+	gone, more := dropAll(p.program.entries, p.has.entries, want.entries)
+	for _, who := range gone {
+		r.did("remove", "fast entry %x", who.Ip)
+	}
+	errs = append(errs, more...)
+	exits, more := dropAll(p.program.exits, p.has.exits, want.exits)
+	for _, vni := range exits {
+		r.did("remove", "fast exit %d", vni)
+	}
+	errs = append(errs, more...)
+	ports, more := dropAll(p.program.ports, p.has.ports, want.ports)
+	for _, index := range ports {
+		p.program.counted.Delete(index) // it may have none
 		r.did("remove", "fast port %d", index)
+	}
+	return append(errs, more...)
+}
+
+// dropAll takes out of a map, and of what it has, all that is not wanted, and returns what it was.
+func dropAll[K, V comparable](m *ebpf.Map, has, want map[K]V) (gone []K, errs []error) {
+	for k := range has {
+		if _, ok := want[k]; ok {
+			continue
+		}
+		if err := drop(m, has, k); err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		gone = append(gone, k)
+	}
+	return gone, errs
+}
+
+func drop[K, V comparable](m *ebpf.Map, has map[K]V, k K) error {
+	if err := m.Delete(k); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+		return fmt.Errorf("take %v off the fast path: %w", k, err)
+	}
+	delete(has, k)
+	return nil
+}
+
+// put puts in what is wanted: ports before who may be reached by them.
+func (r *round) put(want contents, d delta) (errs []error) {
+	p := r.path
+	for _, index := range slices.Sorted(maps.Keys(want.ports)) {
+		err := p.program.counted.Update(index, make([]bpf.FastCount, ebpf.MustPossibleCPU()), ebpf.UpdateNoExist)
+		if err != nil && !errors.Is(err, ebpf.ErrKeyExist) {
+			errs = append(errs, r.overflow(err, index))
+		}
+		errs = append(errs, set(r, p.program.ports, p.has.ports, index, want.ports[index], "fast port"))
+	}
+	for vni, exit := range want.exits {
+		errs = append(errs, set(r, p.program.exits, p.has.exits, vni, exit, "fast exit"))
+	}
+	for who, entry := range want.entries {
+		errs = append(errs, set(r, p.program.entries, p.has.entries, who, entry, "fast entry"))
+	}
+	for _, who := range d.sorted() {
+		if way := d[who]; way != nil {
+			errs = append(errs, set(r, p.program.members, p.has.members, who, *way, "fast way"))
+		}
 	}
 	return errs
 }
 
-func (r *round) put(ports map[uint32]bpf.FastPort, d delta) (errs []error) {
-	p := r.path
-	for _, index := range slices.Sorted(maps.Keys(ports)) {
-		want := ports[index]
-		if have, ok := p.ports[index]; ok && have == want {
-			continue
-		}
-		err := p.program.counts.Update(index, make([]bpf.FastCount, ebpf.MustPossibleCPU()), ebpf.UpdateNoExist)
-		if err == nil || errors.Is(err, ebpf.ErrKeyExist) {
-			err = p.program.ports.Put(index, want)
-		}
-		if err != nil {
-			errs = append(errs, r.overflow(err, fmt.Sprintf("device %d", index)))
-			continue
-		}
-		p.ports[index] = want
-		r.did("set", "fast port %d", index)
+// set puts one thing into a map, and into what it has, unless it is there.
+func set[K, V comparable](r *round, m *ebpf.Map, has map[K]V, k K, v V, what string) error {
+	if have, ok := has[k]; ok && have == v {
+		return nil
 	}
-	for _, who := range d.sorted() {
-		want := d[who]
-		if have, ok := p.members[who]; want == nil || ok && have == *want {
-			continue
-		}
-		if err := p.program.members.Put(who, *want); err != nil {
-			errs = append(errs, r.overflow(err, fmt.Sprintf("%x", who.Mac)))
-			continue
-		}
-		p.members[who] = *want
-		r.did("set", "fast way %d %x", who.Vni, who.Mac)
+	if err := m.Put(k, v); err != nil {
+		return r.overflow(err, k)
 	}
-	return errs
+	has[k] = v
+	r.did("set", "%s %v", what, k)
+	return nil
 }
 
 // overflow makes of a full map what it is: more for the switch to do. It is said once.
-func (r *round) overflow(err error, what string) error {
+func (r *round) overflow(err error, what any) error {
 	if !isFull(err) {
-		return fmt.Errorf("put %s on the fast path: %w", what, err)
+		return fmt.Errorf("put %v on the fast path: %w", what, err)
 	}
 	r.path.over = true
 	if !r.path.full {

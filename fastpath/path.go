@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"maps"
 	"net"
 	"slices"
 	"sync"
@@ -42,10 +41,9 @@ type Path struct {
 	counted []Port // what Traffic shows, with indexes
 	indexes map[string]uint32
 
-	// What Apply left; nil maps until the host was read.
-	tables  map[state.NetworkID]applied
-	ports   map[uint32]bpf.FastPort
-	members map[bpf.FastMember]bpf.FastWay
+	// What Apply left; tables is nil until the host was read.
+	tables map[state.NetworkID]applied
+	has    contents
 	// over: something found no room, so that all of the plan is to be tried again.
 	over bool
 	// sound are the devices, and their indexes, that were seen to be set up and to carry the program.
@@ -118,7 +116,7 @@ func (p *Path) reap() bool {
 func (p *Path) verify() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.tables == nil || len(p.ports) == 0 {
+	if p.tables == nil || len(p.has.ports) == 0 {
 		return
 	}
 	same, err := p.intact()
@@ -145,7 +143,7 @@ func (p *Path) intact() (bool, error) {
 	}
 	for _, port := range p.counted {
 		at := p.indexes[port.Device]
-		if at == 0 || at != have.index(port.Device) && (port.Kind == Container || port.Kind == Trunk) {
+		if at == 0 || at != have.index(port.Device) && !port.Kind.twin() {
 			continue // made anew: the next Apply is on its way
 		}
 		if !have.up(port.Device) && port.Kind.twin() {
@@ -161,16 +159,16 @@ func (p *Path) intact() (bool, error) {
 			}
 		}
 	}
-	ports, members, err := p.program.read()
+	now, err := p.program.read()
 	if err != nil {
 		return false, err
 	}
-	return maps.Equal(ports, p.ports) && maps.Equal(members, p.members), nil
+	return now.equal(p.has), nil
 }
 
 // forget makes the next Apply start from what is.
 func (p *Path) forget() {
-	p.tables, p.ports, p.members, p.sound = nil, nil, nil, nil
+	p.tables, p.has, p.sound = nil, contents{}, nil
 }
 
 // Apply makes the fast path equal to the plan. Once it has returned nothing passes that the plan does
@@ -284,7 +282,7 @@ func (r *round) load() error {
 // what its maps hold.
 func (r *round) read() error {
 	p := r.path
-	p.ports, p.members = map[uint32]bpf.FastPort{}, map[bpf.FastMember]bpf.FastWay{}
+	p.has = empty()
 	if p.program == nil {
 		found, err := find(r.have)
 		if err != nil {
@@ -294,7 +292,7 @@ func (r *round) read() error {
 	}
 	if p.program != nil {
 		var err error
-		if p.ports, p.members, err = p.program.read(); err != nil {
+		if p.has, err = p.program.read(); err != nil {
 			return err
 		}
 	}
@@ -319,6 +317,9 @@ func (r *round) twins() []pair {
 			out = append(out, p)
 		}
 	}
+	if g := r.host.Gateway; g != nil {
+		add(pair{g.Port, g.Twin, g.MTU})
+	}
 	for _, n := range r.host.Networks {
 		if n.Device != nil {
 			add(pair{n.Device.Name, n.Device.Twin, n.Device.MTU})
@@ -338,7 +339,8 @@ func (r *round) off() error {
 	p := r.path
 	var errs []error
 	if p.program != nil {
-		errs = r.remove(map[uint32]bpf.FastPort{}, everything(p.members, nil))
+		want := empty()
+		errs = r.remove(want, everything(p.has.members, nil))
 	}
 	errs = append(errs, r.clear(nil))
 	if err := errors.Join(errs...); err != nil {

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"net"
+	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -34,6 +35,10 @@ func host(t *testing.T, h *plan.Host) {
 			t.Fatal(err)
 		}
 		for _, name := range []string{name, peer} {
+			// A device that comes up says so by IPv6, which would be counted.
+			if err := os.WriteFile("/proc/sys/net/ipv6/conf/"+name+"/disable_ipv6", []byte("1"), 0); err != nil {
+				t.Fatal(err)
+			}
 			l, err := netlink.LinkByName(name)
 			if err == nil {
 				err = netlink.LinkSetUp(l)
@@ -45,6 +50,9 @@ func host(t *testing.T, h *plan.Host) {
 		if err := netlink.LinkSetAlias(v, alias); err != nil {
 			t.Fatal(err)
 		}
+	}
+	if g := h.Gateway; g != nil {
+		veth(g.Port, g.Name, "meshnet:gateway", g.MTU)
 	}
 	for _, n := range h.Networks {
 		veth(n.Device.Name, "x"+n.Device.Name[1:], "meshnet:network="+n.ID.String(), n.MTU)
@@ -110,7 +118,7 @@ func count(t *testing.T, p *Path, device string, why bpf.FastReason) (n uint64) 
 	}
 	for range 100 {
 		var each []bpf.FastCount
-		if err := p.program.counts.Lookup(uint32(l.Attrs().Index), &each); err != nil {
+		if err := p.program.counted.Lookup(uint32(l.Attrs().Index), &each); err != nil {
 			t.Fatal(err)
 		}
 		n = 0

@@ -131,10 +131,11 @@ func pipelineOf(h *plan.Host) pipeline {
 	return tables
 }
 
-// outputs returns the ports that a frame leaves by, in order, and whether it leaves unchanged.
-func (ts pipeline) outputs(t *testing.T, in uint32, frame []byte) (ports []string, same bool) {
+// outputs returns the ports that a frame leaves by, in order, and what it is then; nothing if more than its
+// MACs was changed.
+func (ts pipeline) outputs(t testing.TB, in uint32, frame []byte) (ports []string, out []byte) {
 	p := extract(in, frame)
-	same = true
+	same := true
 	for table, more := uint8(0), true; more; {
 		more = false
 		at := slices.IndexFunc(ts[table], func(f flow.Flow) bool { return p.matches(f.Match) })
@@ -155,6 +156,10 @@ func (ts pipeline) outputs(t *testing.T, in uint32, frame []byte) (ports []strin
 					p.metadata = a.Value
 				case flow.FieldTunID:
 					p.tun = a.Value
+				case flow.FieldEthSrc:
+					p.ethSrc = macOf(a.Value)
+				case flow.FieldEthDst:
+					p.ethDst = macOf(a.Value)
 				default:
 					same = false
 				}
@@ -171,7 +176,15 @@ func (ts pipeline) outputs(t *testing.T, in uint32, frame []byte) (ports []strin
 			}
 		}
 	}
-	return ports, same
+	if !same {
+		return ports, nil
+	}
+	return ports, slices.Concat(p.ethDst[:], p.ethSrc[:], frame[12:])
+}
+
+func macOf(v uint64) (m state.MAC) {
+	copy(m[:], binary.BigEndian.AppendUint64(nil, v)[2:])
+	return m
 }
 
 // traced returns the ports of the last line of ofproto/trace that says what leaves, as the model writes

@@ -4,6 +4,8 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"maps"
+	"net"
 	"net/netip"
 
 	"github.com/cilium/ebpf"
@@ -16,8 +18,34 @@ import (
 
 // program is the loaded program and its maps.
 type program struct {
-	prog                   *ebpf.Program
-	ports, members, counts *ebpf.Map
+	prog                                    *ebpf.Program
+	ports, members, exits, entries, counted *ebpf.Map
+}
+
+// maps returns the program's maps by name.
+func (p *program) maps() map[string]**ebpf.Map {
+	return map[string]**ebpf.Map{
+		bpf.FastMapMeshnetPorts: &p.ports, bpf.FastMapMeshnetMembers: &p.members, bpf.FastMapMeshnetExits: &p.exits,
+		bpf.FastMapMeshnetEntries: &p.entries, bpf.FastMapMeshnetCounts: &p.counted,
+	}
+}
+
+// contents is what the maps hold, the counters left out.
+type contents struct {
+	ports   map[uint32]bpf.FastPort
+	members map[bpf.FastMember]bpf.FastWay
+	exits   map[uint32]bpf.FastExit
+	entries map[bpf.FastInward]bpf.FastEntry
+}
+
+func empty() contents {
+	return contents{
+		map[uint32]bpf.FastPort{}, map[bpf.FastMember]bpf.FastWay{}, map[uint32]bpf.FastExit{}, map[bpf.FastInward]bpf.FastEntry{},
+	}
+}
+
+func (c contents) equal(o contents) bool {
+	return maps.Equal(c.ports, o.ports) && maps.Equal(c.members, o.members) && maps.Equal(c.exits, o.exits) && maps.Equal(c.entries, o.entries)
 }
 
 // load loads the program with empty maps. peer: with bpf_redirect_peer. room is how many members there
@@ -44,7 +72,7 @@ func load(peer bool, room uint32) (*program, error) {
 	if err := spec.LoadAndAssign(&o, nil); err != nil {
 		return nil, fmt.Errorf("load the program: %w", err)
 	}
-	return &program{o.MeshnetFast, o.MeshnetPorts, o.MeshnetMembers, o.MeshnetCounts}, nil
+	return &program{o.MeshnetFast, o.MeshnetPorts, o.MeshnetMembers, o.MeshnetExits, o.MeshnetEntries, o.MeshnetCounts}, nil
 }
 
 // canPeer reports whether the kernel has bpf_redirect_peer, which spares a container's frames a round
@@ -63,8 +91,8 @@ func canPeer() (bool, error) {
 // close lets go of the program and its maps, which live on while a filter holds them.
 func (p *program) close() {
 	p.prog.Close()
-	for _, m := range []*ebpf.Map{p.ports, p.members, p.counts} {
-		m.Close()
+	for _, m := range p.maps() {
+		(*m).Close()
 	}
 }
 
@@ -79,27 +107,23 @@ func (p *program) id() (ebpf.ProgramID, error) {
 }
 
 // read returns what the maps hold.
-func (p *program) read() (map[uint32]bpf.FastPort, map[bpf.FastMember]bpf.FastWay, error) {
-	ports, members := map[uint32]bpf.FastPort{}, map[bpf.FastMember]bpf.FastWay{}
-	var index uint32
-	var port bpf.FastPort
-	it := p.ports.Iterate()
-	for it.Next(&index, &port) {
-		ports[index] = port
+func (p *program) read() (contents, error) {
+	c := empty()
+	err := errors.Join(readMap(p.ports, c.ports), readMap(p.members, c.members), readMap(p.exits, c.exits), readMap(p.entries, c.entries))
+	if err != nil {
+		return contents{}, fmt.Errorf("read the maps of the fast path: %w", err)
 	}
-	if err := it.Err(); err != nil {
-		return nil, nil, fmt.Errorf("read the ports of the fast path: %w", err)
+	return c, nil
+}
+
+func readMap[K, V comparable](m *ebpf.Map, into map[K]V) error {
+	var k K
+	var v V
+	it := m.Iterate()
+	for it.Next(&k, &v) {
+		into[k] = v
 	}
-	var who bpf.FastMember
-	var way bpf.FastWay
-	it = p.members.Iterate()
-	for it.Next(&who, &way) {
-		members[who] = way
-	}
-	if err := it.Err(); err != nil {
-		return nil, nil, fmt.Errorf("read the members of the fast path: %w", err)
-	}
-	return ports, members, nil
+	return it.Err()
 }
 
 // encode returns the port as the map holds it, with the index of its other device.
@@ -110,9 +134,13 @@ func (p Port) encode(other uint32) bpf.FastPort {
 var kinds = map[Kind]bpf.FastKind{
 	Container:     bpf.FastKindCONTAINER,
 	Trunk:         bpf.FastKindTRUNK,
+	Door:          bpf.FastKindDOOR,
 	ContainerTwin: bpf.FastKindTWIN_CONTAINER,
 	TrunkTwin:     bpf.FastKindTWIN_TRUNK,
+	DoorTwin:      bpf.FastKindTWIN_DOOR,
 }
+
+var hows = map[How]bpf.FastHow{Out: bpf.FastHowOUT, Inside: bpf.FastHowLOCAL, Host: bpf.FastHowHOST}
 
 // bigEndian returns an IPv4 address as a number whose bytes in memory are those on the wire; zero for
 // none.
@@ -127,17 +155,24 @@ func bigEndian(a netip.Addr) uint32 {
 func (m Member) encode() bpf.FastMember { return bpf.FastMember{Vni: m.VNI, Mac: m.MAC} }
 
 func (w Way) encode(index uint32) bpf.FastWay {
-	way := bpf.FastWay{Ifindex: index}
-	if w.Local {
-		way.Local = 1
-	}
-	return way
+	return bpf.FastWay{Ifindex: index, How: uint32(hows[w.How])}
+}
+
+func (x Exit) encode() bpf.FastExit {
+	mask := netip.AddrFrom4([4]byte(net.CIDRMask(x.Subnet.Bits(), 32)))
+	return bpf.FastExit{Net: bigEndian(x.Subnet.Addr()), Mask: bigEndian(mask), Far: x.Far, Near: x.Near}
+}
+
+func (i Inward) encode() bpf.FastInward { return bpf.FastInward{Far: i.Far, Ip: bigEndian(i.Addr)} }
+
+func (e Entry) encode(index uint32) bpf.FastEntry {
+	return bpf.FastEntry{Ifindex: index, Except: bigEndian(e.Except), Src: e.Router, Dst: e.MAC}
 }
 
 // count returns what came in by the device of an index; zero where nothing is counted.
 func (p *program) count(index uint32) (sum bpf.FastCount) {
 	var each []bpf.FastCount
-	if index == 0 || p.counts.Lookup(index, &each) != nil {
+	if index == 0 || p.counted.Lookup(index, &each) != nil {
 		return sum
 	}
 	for _, c := range each {

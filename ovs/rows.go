@@ -75,7 +75,7 @@ func wanted(h *plan.Host, devices map[string]int) (ports []port, missing []strin
 		ports = append(ports, port{name: name, number: number, mark: mark, id: id, ifindex: index})
 	}
 	if g := h.Gateway; g != nil {
-		device(g.Port, g.OFPort, markGateway, g.Name)
+		device(g.Switch(), g.OFPort, markGateway, g.Name)
 	}
 	links := map[string]bool{}
 	for _, l := range h.Links {

@@ -47,6 +47,7 @@ func (h *Host) CheckSince(last *Host) {
 		c.port(g.OFPort, g.Port)
 		c.name(g.Port)
 		c.name(g.Name)
+		c.twin(g.Twin)
 	}
 	for _, l := range h.Links {
 		name, ok := c.links[l.Endpoint]

@@ -83,7 +83,8 @@ type Own struct {
 // all networks, told apart by a MAC.
 type Door struct {
 	OFPort uint32
-	Near   state.MAC // of the host's end of the veth
+	Name   string    // of the host's end of the veth
+	Near   state.MAC // its MAC
 	Far    state.MAC // stands for the network on that veth
 }
 
@@ -91,7 +92,8 @@ type Door struct {
 // route by it. Of the host's end everything but the two MACs is the kernel's business.
 type Gateway struct {
 	Name     string // of the host's end
-	Port     string // of the end that is an OVS port
+	Port     string // of the other end: it, or its twin, is an OVS port
+	Twin     Twin   // of Port
 	OFPort   uint32
 	MAC      state.MAC // of the host's end
 	MTU      uint32
@@ -177,6 +179,9 @@ func (p Port) Switch() string { return cmp.Or(p.Twin.Port, p.Link) }
 
 // Switch returns the name of the device that is the OVS port.
 func (d *Vxlan) Switch() string { return cmp.Or(d.Twin.Port, d.Name) }
+
+// Switch returns the name of the device that is the OVS port.
+func (g *Gateway) Switch() string { return cmp.Or(g.Twin.Port, g.Port) }
 
 // Link is a veth between an OVS port and a container.
 type Link struct {

@@ -19,13 +19,46 @@ type FastCount struct {
 	Bytes   uint64
 }
 
+type FastEntry struct {
+	_       structs.HostLayout
+	Ifindex uint32
+	Except  uint32
+	Src     [6]uint8
+	Dst     [6]uint8
+}
+
+type FastExit struct {
+	_    structs.HostLayout
+	Net  uint32
+	Mask uint32
+	Far  [6]uint8
+	Near [6]uint8
+}
+
+type FastHow uint32
+
+const (
+	FastHowOUT   FastHow = 0
+	FastHowLOCAL FastHow = 1
+	FastHowHOST  FastHow = 2
+)
+
+type FastInward struct {
+	_   structs.HostLayout
+	Far [6]uint8
+	Pad uint16
+	Ip  uint32
+}
+
 type FastKind uint32
 
 const (
 	FastKindCONTAINER      FastKind = 1
 	FastKindTRUNK          FastKind = 2
-	FastKindTWIN_CONTAINER FastKind = 3
-	FastKindTWIN_TRUNK     FastKind = 4
+	FastKindDOOR           FastKind = 3
+	FastKindTWIN_CONTAINER FastKind = 4
+	FastKindTWIN_TRUNK     FastKind = 5
+	FastKindTWIN_DOOR      FastKind = 6
 )
 
 type FastMember struct {
@@ -60,7 +93,7 @@ const (
 type FastWay struct {
 	_       structs.HostLayout
 	Ifindex uint32
-	Local   uint32
+	How     uint32
 }
 
 // Names of all BPF objects in the ELF.
@@ -68,10 +101,13 @@ type FastWay struct {
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
 	FastMapMeshnetCounts  = "meshnet_counts"
+	FastMapMeshnetEntries = "meshnet_entries"
+	FastMapMeshnetExits   = "meshnet_exits"
 	FastMapMeshnetMembers = "meshnet_members"
 	FastMapMeshnetPorts   = "meshnet_ports"
 	FastProgMeshnetFast   = "meshnet_fast"
 	FastVarPEER           = "PEER"
+	FastVarMeshnetHow     = "meshnet_how"
 	FastVarMeshnetReason  = "meshnet_reason"
 )
 
@@ -125,6 +161,8 @@ type FastProgramSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type FastMapSpecs struct {
 	MeshnetCounts  *ebpf.MapSpec `ebpf:"meshnet_counts"`
+	MeshnetEntries *ebpf.MapSpec `ebpf:"meshnet_entries"`
+	MeshnetExits   *ebpf.MapSpec `ebpf:"meshnet_exits"`
 	MeshnetMembers *ebpf.MapSpec `ebpf:"meshnet_members"`
 	MeshnetPorts   *ebpf.MapSpec `ebpf:"meshnet_ports"`
 }
@@ -134,6 +172,7 @@ type FastMapSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type FastVariableSpecs struct {
 	PEER          *ebpf.VariableSpec `ebpf:"PEER"`
+	MeshnetHow    *ebpf.VariableSpec `ebpf:"meshnet_how"`
 	MeshnetReason *ebpf.VariableSpec `ebpf:"meshnet_reason"`
 }
 
@@ -158,6 +197,8 @@ func (o *FastObjects) Close() error {
 // It can be passed to LoadFastObjects or ebpf.CollectionSpec.LoadAndAssign.
 type FastMaps struct {
 	MeshnetCounts  *ebpf.Map `ebpf:"meshnet_counts"`
+	MeshnetEntries *ebpf.Map `ebpf:"meshnet_entries"`
+	MeshnetExits   *ebpf.Map `ebpf:"meshnet_exits"`
 	MeshnetMembers *ebpf.Map `ebpf:"meshnet_members"`
 	MeshnetPorts   *ebpf.Map `ebpf:"meshnet_ports"`
 }
@@ -165,6 +206,8 @@ type FastMaps struct {
 func (m *FastMaps) Close() error {
 	return _FastClose(
 		m.MeshnetCounts,
+		m.MeshnetEntries,
+		m.MeshnetExits,
 		m.MeshnetMembers,
 		m.MeshnetPorts,
 	)
@@ -175,6 +218,7 @@ func (m *FastMaps) Close() error {
 // It can be passed to LoadFastObjects or ebpf.CollectionSpec.LoadAndAssign.
 type FastVariables struct {
 	PEER          *ebpf.Variable `ebpf:"PEER"`
+	MeshnetHow    *ebpf.Variable `ebpf:"meshnet_how"`
 	MeshnetReason *ebpf.Variable `ebpf:"meshnet_reason"`
 }
 
