@@ -265,6 +265,9 @@ func (r *round) clear(keep []pair) error {
 	var errs []error
 	for _, l := range r.have.carriers() {
 		a := l.Attrs()
+		if !wanted[a.Name] {
+			delete(r.path.sound, a.Name)
+		}
 		switch twin := strings.HasPrefix(a.Alias, aliasTwin); {
 		case wanted[a.Name]:
 		case twin:

@@ -58,6 +58,10 @@ func load(peer bool, room uint32) (*program, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read the program: %w", err)
 	}
+	return loadSpec(spec, peer, room)
+}
+
+func loadSpec(spec *ebpf.CollectionSpec, peer bool, room uint32) (*program, error) {
 	if room != 0 {
 		spec.Maps[bpf.FastMapMeshnetMembers].MaxEntries = room
 	}

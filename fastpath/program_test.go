@@ -83,6 +83,10 @@ func newMachine(t testing.TB) *machine {
 	if err != nil {
 		t.Fatal(err)
 	}
+	return machineOf(t, p)
+}
+
+func machineOf(t testing.TB, p *program) *machine {
 	t.Cleanup(p.close)
 	return &machine{program: p, index: map[string]uint32{}}
 }
@@ -398,7 +402,7 @@ func TestNeverMorePermissive(t *testing.T) {
 	if testing.Short() {
 		frames = 10_000
 	}
-	c := comparison{machine: newMachine(t), switches: ovstest.Start(t), seed: seed, reasons: map[string]int{}}
+	c := comparison{machine: newMachine(t), switches: ovstest.Start(t), indexes: someDevices(t, 100), seed: seed, reasons: map[string]int{}}
 	if err := c.compare(t, frames); err != nil {
 		t.Fatal(err)
 	}
@@ -414,6 +418,7 @@ func TestNeverMorePermissive(t *testing.T) {
 type comparison struct {
 	*machine
 	switches *ovstest.Instance // nil: the model is not held against a real switch
+	indexes  []uint32          // of devices
 	seed     uint64
 	reasons  map[string]int
 	asked    int
@@ -423,14 +428,13 @@ const worlds = 20
 
 // compare feeds frames on different hosts, and returns the first difference.
 func (c *comparison) compare(t *testing.T, frames int) error {
-	indexes := someDevices(t, 100)
 	for w := range worlds {
 		r := rand.New(rand.NewPCG(c.seed, uint64(w)))
 		h := world(t, r)
 		if len(h.Networks) == 0 {
 			continue
 		}
-		c.show(t, h, indexes)
+		c.show(t, h, c.indexes)
 		bridge := fmt.Sprint("br", w)
 		if c.switches != nil {
 			install(t, c.switches, bridge, h)

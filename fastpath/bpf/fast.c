@@ -197,7 +197,7 @@ static __always_inline enum reason classify(struct __sk_buff *skb, const struct 
 		return BROKEN;
 	// Open vSwitch takes for IPv4 what passes these (lib/flow.c, ipv4_sanity_check).
 	__u32 header = ip->ihl * 4, total = bpf_ntohs(ip->tot_len), size = skb->len - sizeof(*eth);
-	if (header < sizeof(*ip) || size < header || total < header || total > size)
+	if (header < sizeof(*ip) || total < header || total > size)
 		return BROKEN;
 	if (p->kind == DOOR)
 		return enter(eth, ip, v);
