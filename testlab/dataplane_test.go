@@ -385,7 +385,7 @@ func drifts(uplink string) []breakage {
 		{what: "flows deleted", how: "ovs-ofctl -O OpenFlow14 del-flows meshnet"},
 		{what: "one flow deleted", how: "ovs-ofctl -O OpenFlow14 del-flows meshnet table=40"},
 		{what: "veth down", how: "for d in $(ip -o link | grep -o 'mc-[0-9a-f]*' | sort -u); do ip link set $d down; done"},
-		{what: "port removed", how: "ovs-vsctl del-port $(ovs-vsctl list-ports meshnet | grep mc- | head -1) -- del-port $(ovs-vsctl list-ports meshnet | grep mc- | tail -1)"},
+		{what: "port removed", how: "ovs-vsctl del-port $(ovs-vsctl list-ports meshnet | grep '^mc' | head -1) -- del-port $(ovs-vsctl list-ports meshnet | grep '^mc' | tail -1)"},
 		{what: "bridge removed", how: "ovs-vsctl del-br meshnet"},
 		{what: "gateway removed", how: "ip link del mesh-gw"},
 		{what: "gateway down", how: "ip link set mesh-gw down"},
@@ -407,6 +407,9 @@ func drifts(uplink string) []breakage {
 	if uplink == "plain" {
 		return append(all,
 			breakage{what: "vxlan down", how: "for d in $(ip -o link | grep -o 'mv-[0-9a-f]*' | sort -u); do ip link set $d down; done"},
+			breakage{what: "filters removed", how: "for d in $(ip -o link | grep -o 'm[cv]-[0-9a-f]*' | sort -u); do tc qdisc del dev $d clsact; done"},
+			breakage{what: "twins down", how: "for d in $(ip -o link | grep -oE 'm[cv][so][0-9a-f]+' | sort -u); do ip link set $d down; done"},
+			breakage{what: "twins removed", how: "for d in $(ip -o link | grep -oE '(mc|mv|mesh)s[0-9a-fgw-]+' | sort -u); do ip link del $d; done"},
 			breakage{what: "vxlan removed", how: "ip link del $(ip -o link | grep -o 'mv-[0-9a-f]*' | head -1)"},
 			breakage{what: "entries removed", how: "for d in $(ip -o link | grep -o 'mv-[0-9a-f]*' | sort -u); do bridge fdb show dev $d | while read m x; do bridge fdb del $m dev $d $(echo $x | grep -o 'dst [0-9.]*'); done; done"},
 		)
