@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"iter"
+	"maps"
 	"net"
 	"os"
 	"slices"
@@ -27,10 +29,16 @@ const (
 	dumpTries = 10
 )
 
-// devices is all devices of the host.
-type devices map[string]netlink.Link
+// devices is the devices of the host: all, as of one moment, or those that were asked for.
+type devices struct {
+	links map[string]netlink.Link
+	all   bool
+	at    map[string]uint32 // indexes that were asked for; 0: none
+	fd    int               // a socket to ask by; not if all
+}
 
-func readDevices() (devices, error) {
+// readDevices reads all.
+func readDevices() (*devices, error) {
 	var links []netlink.Link
 	var err error
 	for range dumpTries {
@@ -41,30 +49,81 @@ func readDevices() (devices, error) {
 	if err != nil {
 		return nil, fmt.Errorf("list devices: %w", err)
 	}
-	out := make(devices, len(links))
+	out := &devices{links: make(map[string]netlink.Link, len(links)), all: true, fd: -1}
 	for _, l := range links {
-		out[l.Attrs().Name] = l
+		out.links[l.Attrs().Name] = l
 	}
 	return out, nil
 }
 
+// askDevices reads none yet: where most are known to be as they were, a list of all would cost more
+// than all else. The caller closes it.
+func askDevices() (*devices, error) {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("open a socket to ask for devices: %w", err)
+	}
+	return &devices{links: map[string]netlink.Link{}, at: map[string]uint32{}, fd: fd}, nil
+}
+
+func (d *devices) close() {
+	if d.fd >= 0 {
+		unix.Close(d.fd)
+		d.fd = -1
+	}
+}
+
+// get returns a device by its name.
+func (d *devices) get(name string) (netlink.Link, bool) {
+	l, ok := d.links[name]
+	if ok || d.all {
+		return l, ok
+	}
+	l, err := netlink.LinkByName(name)
+	if err != nil {
+		return nil, false
+	}
+	d.links[name] = l
+	return l, true
+}
+
+// made notes a device that was not there before.
+func (d *devices) made(l netlink.Link) { d.links[l.Attrs().Name] = l }
+
 // index returns the index of a device; 0: it is not there.
-func (d devices) index(name string) uint32 {
-	if l, ok := d[name]; ok {
+func (d *devices) index(name string) uint32 {
+	if l, ok := d.links[name]; ok {
 		return uint32(l.Attrs().Index)
 	}
-	return 0
+	if d.all {
+		return 0
+	}
+	at, ok := d.at[name]
+	if !ok {
+		at = indexOf(d.fd, name)
+		d.at[name] = at
+	}
+	return at
+}
+
+// indexOf asks the kernel for the index of a device (netdevice(7)); 0: it is not there.
+func indexOf(fd int, name string) uint32 {
+	ask, err := unix.NewIfreq(name)
+	if err != nil || unix.IoctlIfreq(fd, unix.SIOCGIFINDEX, ask) != nil {
+		return 0
+	}
+	return ask.Uint32()
 }
 
 // up reports whether a device is there and up.
-func (d devices) up(name string) bool {
-	l, ok := d[name]
+func (d *devices) up(name string) bool {
+	l, ok := d.get(name)
 	return ok && l.Attrs().Flags&net.FlagUp != 0
 }
 
 // carries reports whether a device has our filter, once, with the program of that number.
-func (d devices) carries(name string, id ebpf.ProgramID) (bool, error) {
-	l, ok := d[name]
+func (d *devices) carries(name string, id ebpf.ProgramID) (bool, error) {
+	l, ok := d.get(name)
 	if !ok {
 		return false, nil
 	}
@@ -72,23 +131,27 @@ func (d devices) carries(name string, id ebpf.ProgramID) (bool, error) {
 	return len(filters) == 1 && filters[0].Id == int(id), err
 }
 
-// byIndex returns the device of an index.
-func (d devices) byIndex(index int) (netlink.Link, bool) {
-	for _, l := range d {
-		if l.Attrs().Index == index {
-			return l, true
-		}
+// indexes returns the names of devices by their indexes, of all.
+func (d *devices) indexes() map[int]string {
+	out := make(map[int]string, len(d.links))
+	for name, l := range d.links {
+		out[l.Attrs().Index] = name
 	}
-	return nil, false
+	return out
 }
 
-// names returns the names of all devices in order.
-func (d devices) names() []string {
-	out := make([]string, 0, len(d))
-	for name := range d {
-		out = append(out, name)
+// carriers returns the devices that may carry our filter, in the order of names: of all, those that
+// bear a mark of ours; else those of the names.
+func (d *devices) carriers(names iter.Seq[string]) []netlink.Link {
+	if d.all {
+		names = maps.Keys(d.links)
 	}
-	slices.Sort(out)
+	var out []netlink.Link
+	for _, name := range slices.Sorted(names) {
+		if l, ok := d.get(name); ok && strings.HasPrefix(l.Attrs().Alias, "meshnet") {
+			out = append(out, l)
+		}
+	}
 	return out
 }
 
@@ -96,12 +159,16 @@ func (d devices) names() []string {
 // segments from it; no IPv6 of their own, and up.
 func (r *round) twin(t pair) error {
 	r.path.spare(t.Slow, t.Port)
+	if r.sound(t.Slow, t.mtu) && r.sound(t.Port, t.mtu) {
+		return nil
+	}
 	for _, name := range []string{t.Slow, t.Port} {
-		if l, ok := r.have[name]; ok && (l.Type() != "veth" || l.Attrs().Alias != aliasTwin+t.device && l.Attrs().Alias != "") {
+		if l, ok := r.have.get(name); ok && (l.Type() != "veth" || l.Attrs().Alias != aliasTwin+t.device && l.Attrs().Alias != "") {
 			return fmt.Errorf("make twin %s: a device of that name exists that meshnet did not make; rename or remove it", name)
 		}
 	}
-	slow, port := r.have[t.Slow], r.have[t.Port]
+	slow, _ := r.have.get(t.Slow)
+	port, _ := r.have.get(t.Port)
 	if (slow == nil) != (port == nil) || slow != nil && slow.Attrs().ParentIndex != port.Attrs().Index {
 		return fmt.Errorf("make twin of %s: its two ends are not each other's; remove %s and %s", t.device, t.Slow, t.Port)
 	}
@@ -118,12 +185,13 @@ func (r *round) twin(t pair) error {
 			if err != nil {
 				return fmt.Errorf("make twin of %s: %w", t.device, err)
 			}
-			r.have[name] = l
+			r.have.made(l)
 		}
 		r.did("add", "twin %s %s of %s", t.Slow, t.Port, t.device)
 	}
 	for _, name := range []string{t.Slow, t.Port} {
-		if err := r.settle(r.have[name], t); err != nil {
+		l, _ := r.have.get(name)
+		if err := r.settle(l, t); err != nil {
 			return fmt.Errorf("set up twin %s of %s: %w", name, t.device, err)
 		}
 	}
@@ -144,9 +212,6 @@ func (r *round) settle(l netlink.Link, t pair) error {
 		}
 		r.did("set", "%s mtu %d", a.Name, t.mtu)
 	}
-	if r.sound(l) {
-		return r.up(l)
-	}
 	quiet := "/proc/sys/net/ipv6/conf/" + a.Name + "/disable_ipv6"
 	if b, err := os.ReadFile(quiet); err == nil && string(bytes.TrimSpace(b)) != "1" {
 		if err := os.WriteFile(quiet, []byte("1"), 0); err != nil {
@@ -154,15 +219,15 @@ func (r *round) settle(l netlink.Link, t pair) error {
 		}
 	}
 	if name := a.Name; name == t.Port { // the other end is sound once it carries the program
-		r.path.sound[name] = uint32(a.Index)
+		r.path.sound[name] = soundness{uint32(a.Index), t.mtu}
 	}
 	return r.up(l)
 }
 
 // sound reports whether a device was seen to be as it should, by an Apply since the host was read.
-func (r *round) sound(l netlink.Link) bool {
-	at, ok := r.path.sound[l.Attrs().Name]
-	return ok && at == uint32(l.Attrs().Index)
+func (r *round) sound(name string, mtu uint32) bool {
+	at := r.have.index(name)
+	return at != 0 && r.path.sound[name] == soundness{at, mtu}
 }
 
 func (r *round) up(l netlink.Link) error {
@@ -177,9 +242,12 @@ func (r *round) up(l netlink.Link) error {
 }
 
 // attach makes the program the first filter at the ingress of a device, if the device is there.
-func (r *round) attach(name string) error {
-	l, ok := r.have[name]
-	if !ok || r.sound(l) {
+func (r *round) attach(name string, mtu uint32) error {
+	if r.sound(name, mtu) {
+		return nil
+	}
+	l, ok := r.have.get(name)
+	if !ok {
 		return nil // it could not be made, which was said
 	}
 	id, err := r.path.program.id()
@@ -200,7 +268,7 @@ func (r *round) attach(name string) error {
 		}
 		r.did("attach", "program to %s", name)
 	}
-	r.path.sound[name] = uint32(l.Attrs().Index)
+	r.path.sound[name] = soundness{uint32(l.Attrs().Index), mtu}
 	return nil
 }
 
@@ -245,17 +313,6 @@ func filtersOf(l netlink.Link) ([]*netlink.BpfFilter, error) {
 	return out, nil
 }
 
-// carriers returns the devices that may carry our filter: those that bear a mark of ours.
-func (d devices) carriers() []netlink.Link {
-	var out []netlink.Link
-	for _, name := range d.names() {
-		if strings.HasPrefix(d[name].Attrs().Alias, "meshnet") {
-			out = append(out, d[name])
-		}
-	}
-	return out
-}
-
 // clear removes filters and twins that the plan has not.
 func (r *round) clear(keep []pair) error {
 	wanted := map[string]bool{}
@@ -263,11 +320,17 @@ func (r *round) clear(keep []pair) error {
 		wanted[t.device], wanted[t.Slow], wanted[t.Port] = true, true, true
 	}
 	var errs []error
-	for _, l := range r.have.carriers() {
-		a := l.Attrs()
-		if !wanted[a.Name] {
-			delete(r.path.sound, a.Name)
+	sound := func(yield func(string) bool) {
+		for name := range r.path.sound {
+			if !wanted[name] && !yield(name) {
+				return
+			}
 		}
+	}
+	stale := r.have.carriers(sound)
+	maps.DeleteFunc(r.path.sound, func(name string, _ soundness) bool { return !wanted[name] })
+	for _, l := range stale {
+		a := l.Attrs()
 		switch twin := strings.HasPrefix(a.Alias, aliasTwin); {
 		case wanted[a.Name]:
 		case twin:
@@ -346,12 +409,12 @@ func (r *round) detach(l netlink.Link) error {
 
 // find returns the program, with its maps, that an earlier daemon attached, if it is the one that this
 // would load; nil if there is none.
-func find(have devices) (*program, error) {
+func find(have *devices) (*program, error) {
 	spec, err := bpf.LoadFast()
 	if err != nil {
 		return nil, fmt.Errorf("read the program: %w", err)
 	}
-	for _, l := range have.carriers() {
+	for _, l := range have.carriers(nil) {
 		filters, err := filtersOf(l)
 		if err != nil {
 			return nil, err

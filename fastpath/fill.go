@@ -2,9 +2,11 @@ package fastpath
 
 import (
 	"cmp"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"maps"
+	"net/netip"
 	"slices"
 
 	"github.com/cilium/ebpf"
@@ -151,11 +153,11 @@ func (r *round) remove(want contents, d delta) (errs []error) {
 			errs = append(errs, err)
 			continue
 		}
-		r.did("remove", "fast way %d %x", who.Vni, who.Mac)
+		r.did("remove", "fast way %s", shown(who))
 	}
 	gone, more := dropAll(p.program.entries, p.has.entries, want.entries)
 	for _, who := range gone {
-		r.did("remove", "fast entry %x", who.Ip)
+		r.did("remove", "fast entry %s", shown(who))
 	}
 	errs = append(errs, more...)
 	exits, more := dropAll(p.program.exits, p.has.exits, want.exits)
@@ -188,7 +190,7 @@ func dropAll[K, V comparable](m *ebpf.Map, has, want map[K]V) (gone []K, errs []
 
 func drop[K, V comparable](m *ebpf.Map, has map[K]V, k K) error {
 	if err := m.Delete(k); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
-		return fmt.Errorf("take %v off the fast path: %w", k, err)
+		return fmt.Errorf("take %s off the fast path: %w", shown(k), err)
 	}
 	delete(has, k)
 	return nil
@@ -227,19 +229,19 @@ func set[K, V comparable](r *round, m *ebpf.Map, has map[K]V, k K, v V, what str
 		return r.overflow(err, k)
 	}
 	has[k] = v
-	r.did("set", "%s %v", what, k)
+	r.did("set", "%s %s", what, shown(k))
 	return nil
 }
 
 // overflow makes of a full map what it is: more for the switch to do. It is said once.
 func (r *round) overflow(err error, what any) error {
 	if !isFull(err) {
-		return fmt.Errorf("put %v on the fast path: %w", what, err)
+		return fmt.Errorf("put %s on the fast path: %w", shown(what), err)
 	}
 	r.path.over = true
 	if !r.path.full {
 		r.path.full = true
-		r.path.log.Warn("the fast path is full; what does not fit goes through the switch", "first", what)
+		r.path.log.Warn("the fast path is full; what does not fit goes through the switch", "first", shown(what))
 	}
 	return nil
 }
@@ -248,4 +250,16 @@ func (d delta) sorted() []bpf.FastMember {
 	return slices.SortedFunc(maps.Keys(d), func(a, b bpf.FastMember) int {
 		return cmp.Or(cmp.Compare(a.Vni, b.Vni), slices.Compare(a.Mac[:], b.Mac[:]))
 	})
+}
+
+// shown returns a key as people read it.
+func shown(key any) string {
+	switch k := key.(type) {
+	case bpf.FastMember:
+		return fmt.Sprintf("%d %s", k.Vni, state.MAC(k.Mac))
+	case bpf.FastInward:
+		ip := binary.NativeEndian.AppendUint32(nil, k.Ip)
+		return fmt.Sprintf("%s %s", state.MAC(k.Far), netip.AddrFrom4([4]byte(ip)))
+	}
+	return fmt.Sprint(key)
 }

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net"
 	"slices"
 	"sync"
 	"time"
@@ -46,9 +45,12 @@ type Path struct {
 	has    contents
 	// over: something found no room, so that all of the plan is to be tried again.
 	over bool
-	// sound are the devices, and their indexes, that were seen to be set up and to carry the program.
-	sound map[string]uint32
+	// sound are the devices that were seen to be set up and to carry the program.
+	sound map[string]soundness
 }
+
+// soundness is which device of a name it was, and what MTU its twin had.
+type soundness struct{ index, mtu uint32 }
 
 // applied is what a network was compiled from, and the index that its device had then.
 type applied struct {
@@ -141,6 +143,7 @@ func (p *Path) intact() (bool, error) {
 	if err != nil {
 		return false, err
 	}
+	names := have.indexes()
 	for _, port := range p.counted {
 		at := p.indexes[port.Device]
 		if at == 0 || at != have.index(port.Device) && !port.Kind.twin() {
@@ -153,8 +156,8 @@ func (p *Path) intact() (bool, error) {
 			return false, err
 		}
 		if port.Kind.twin() {
-			l, ok := have.byIndex(have[port.Device].Attrs().ParentIndex)
-			if !ok || l.Attrs().Flags&net.FlagUp == 0 {
+			l, _ := have.get(port.Device)
+			if !have.up(names[l.Attrs().ParentIndex]) {
 				return false, nil
 			}
 		}
@@ -217,7 +220,7 @@ func (p *Path) Traffic() []plan.Traffic {
 type round struct {
 	path  *Path
 	host  *plan.Host
-	have  devices
+	have  *devices
 	steps []plan.Step
 }
 
@@ -231,9 +234,15 @@ func (r *round) apply(ctx context.Context) error {
 		return nil // off, and was so
 	}
 	var err error
-	if r.have, err = readDevices(); err != nil {
+	if p.tables == nil || !r.host.FastPath {
+		r.have, err = readDevices()
+	} else {
+		r.have, err = askDevices()
+	}
+	if err != nil {
 		return err
 	}
+	defer r.have.close()
 	if p.tables == nil {
 		if err := r.read(); err != nil {
 			return err
@@ -255,7 +264,7 @@ func (r *round) apply(ctx context.Context) error {
 	}
 	errs = append(errs, r.fill()...)
 	for _, t := range twins {
-		errs = append(errs, r.attach(t.device), r.attach(t.Slow))
+		errs = append(errs, r.attach(t.device, t.mtu), r.attach(t.Slow, t.mtu))
 	}
 	errs = append(errs, r.clear(twins))
 	return errors.Join(errs...)
@@ -296,7 +305,7 @@ func (r *round) read() error {
 			return err
 		}
 	}
-	p.sound = map[string]uint32{}
+	p.sound = map[string]soundness{}
 	p.over = true // what is in the maps came from nobody knows which plan
 	p.tables = map[state.NetworkID]applied{}
 	return nil

@@ -21,7 +21,7 @@ import (
 
 // host makes the devices of a plan as package netns would: a veth whose other end is in a namespace of
 // its own for each container, and for each network another veth in the place of its VXLAN device.
-func host(t *testing.T, h *plan.Host) {
+func host(t testing.TB, h *plan.Host) {
 	t.Helper()
 	veth := func(name, peer, alias string, mtu uint32) {
 		if _, err := netlink.LinkByName(name); err == nil {
@@ -216,7 +216,7 @@ func bare(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for name, l := range have {
+	for name, l := range have.links {
 		if strings.HasPrefix(l.Attrs().Alias, aliasTwin) {
 			t.Errorf("twin %s is left", name)
 		}
