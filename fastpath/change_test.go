@@ -149,6 +149,23 @@ func TestProbe(t *testing.T) {
 	}
 }
 
+// TestWithoutPeer: where there is no bpf_redirect_peer the program loads without it, and still sends
+// frames on.
+func TestWithoutPeer(t *testing.T) {
+	apart(t)
+	p, err := load(false, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := comparison{machine: machineOf(t, p), indexes: someDevices(t, 100), seed: 1, reasons: map[string]int{}}
+	if err := c.compare(t, 2000); err != nil {
+		t.Fatal(err)
+	}
+	if c.reasons["fast inside"] == 0 {
+		t.Error("nothing goes into a container")
+	}
+}
+
 // TestUpgrade: a program of another daemon's version makes room for ours, and its maps for ours.
 func TestUpgrade(t *testing.T) {
 	apart(t)

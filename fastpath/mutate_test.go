@@ -42,26 +42,13 @@ func TestMutations(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	dir := t.TempDir()
 	indexes := someDevices(t, 100)
 	for _, m := range mutations {
 		if strings.Count(string(source), m.is) != 1 {
 			t.Errorf("%s: %q is not once in fast.c", m.check, m.is)
 			continue
 		}
-		file := filepath.Join(dir, "fast.c")
-		if err := os.WriteFile(file, []byte(strings.Replace(string(source), m.is, m.broken, 1)), 0o644); err != nil {
-			t.Fatal(err)
-		}
-		cmd := exec.Command("clang", "-O2", "-g", "-target", "bpf", "-I/usr/include/x86_64-linux-gnu", "-c", file, "-o", file+".o")
-		if out, err := cmd.CombinedOutput(); err != nil {
-			t.Fatalf("%s: %v\n%s", m.check, err, out)
-		}
-		spec, err := ebpf.LoadCollectionSpec(file + ".o")
-		if err != nil {
-			t.Fatal(err)
-		}
-		p, err := loadSpec(spec, true, 0)
+		p, err := loadSpec(compiled(t, strings.Replace(string(source), m.is, m.broken, 1)), true, 0)
 		if err != nil {
 			t.Errorf("%s: %v", m.check, err)
 			continue
@@ -74,4 +61,22 @@ func TestMutations(t *testing.T) {
 			t.Logf("%s: %.160v", m.check, err)
 		}
 	}
+}
+
+// compiled returns what clang makes of a source.
+func compiled(t testing.TB, source string) *ebpf.CollectionSpec {
+	t.Helper()
+	file := filepath.Join(t.TempDir(), "fast.c")
+	if err := os.WriteFile(file, []byte(source), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command("clang", "-O2", "-g", "-target", "bpf", "-I/usr/include/x86_64-linux-gnu", "-c", file, "-o", file+".o")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	spec, err := ebpf.LoadCollectionSpec(file + ".o")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return spec
 }

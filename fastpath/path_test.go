@@ -63,7 +63,7 @@ func host(t testing.TB, h *plan.Host) {
 }
 
 // two is a host with two containers on a network that has a third elsewhere.
-func two(t *testing.T, on bool) (*plantest.Mesh, state.NetworkID, plan.Facts) {
+func two(t testing.TB, on bool) (*plantest.Mesh, state.NetworkID, plan.Facts) {
 	m := plantest.NewMesh(t, 2)
 	web := m.Create("web", "10.2.0.0/16")
 	a, b := m.Attach(1, web, "10.2.0.5"), m.Attach(1, web, "10.2.0.6")

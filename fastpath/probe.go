@@ -20,8 +20,10 @@ func Probe() plan.FastFacts {
 		runtime.LockOSThread() // never unlocked: the thread ends with the goroutine, and its namespace too
 		peer, err := try()
 		f := plan.FastFacts{Can: err == nil, Peer: peer}
-		if err != nil {
-			f.Lack = err.Error()
+		if errors.Is(err, unix.EPERM) {
+			f.Lack = "it is not known whether the kernel can: trying eBPF takes root; run it as root"
+		} else if err != nil {
+			f.Lack = err.Error() + "; use a kernel with CONFIG_NET_CLS_BPF and CONFIG_NET_SCH_INGRESS, or packets go through ovs-vswitchd"
 		}
 		facts <- f
 	}()
@@ -31,9 +33,6 @@ func Probe() plan.FastFacts {
 // try does on this thread what a fast path takes. It reports whether there is bpf_redirect_peer.
 func try() (peer bool, err error) {
 	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
-		if errors.Is(err, unix.EPERM) {
-			return false, errors.New("trying eBPF takes root")
-		}
 		return false, fmt.Errorf("no network namespace to try eBPF in: %w", err)
 	}
 	if peer, err = canPeer(); err != nil {

@@ -35,7 +35,7 @@ type OVSFacts struct {
 type FastFacts struct {
 	Can  bool
 	Peer bool   // it has bpf_redirect_peer (Linux 5.10)
-	Lack string // one clause: what is missing; empty if it can
+	Lack string // what is missing; and what to do. Empty if it can
 }
 
 // Choice is the switch and the transport that a host uses, and why.

@@ -117,8 +117,8 @@ func (x *examiner) fastPath(c Choice) {
 	case c.FastPath:
 		x.say("fastpath", Fit, "", "on: %s", c.FastWhy)
 	case c.Transport == state.KernelVXLAN && x.Wants.FastPath != off:
-		x.say("fastpath", Doubt, "use a kernel with CONFIG_NET_CLS_BPF and CONFIG_NET_SCH_INGRESS; without it packets go through ovs-vswitchd",
-			"off: %s", c.FastWhy)
+		what, do, _ := strings.Cut(c.FastWhy, "; ")
+		x.say("fastpath", Doubt, do, "off: %s", what)
 	default:
 		x.say("fastpath", Fit, "", "off: %s", c.FastWhy)
 	}

@@ -36,7 +36,7 @@ func TestExamine(t *testing.T) {
 		{"ovs", plan.Fault, func(e *plan.Examination) { e.OVS.Installed = false }},
 		{"offload", plan.Doubt, func(e *plan.Examination) { e.OVS.Module, e.OVS.HostNetdev = false, true }},
 		{"fastpath", plan.Doubt, func(e *plan.Examination) {
-			e.OVS.Module, e.Fast = false, plan.FastFacts{Lack: "no clsact"}
+			e.OVS.Module, e.Fast = false, plan.FastFacts{Lack: "no clsact; take another kernel"}
 		}},
 		{"ports", plan.Fault, func(e *plan.Examination) { e.Ports = map[string]string{"mc-1": "no such device"} }},
 		{"underlay", plan.Fault, func(e *plan.Examination) { e.Links[0].Up = false }},

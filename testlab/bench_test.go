@@ -25,6 +25,7 @@ var (
 	passes    = flag.Int("passes", 5, "BenchmarkDataPlane: passes over all cases")
 	seconds   = flag.Int("seconds", 5, "BenchmarkDataPlane: length of each TCP transfer")
 	withGuest = flag.Bool("with-guest", false, "BenchmarkDataPlane: transport A too, in the guest of testlab/vm")
+	only      = flag.String("cases", "", "BenchmarkDataPlane: a regular `expression` for the names of the cases; all")
 	report    = flag.String("report", "", "BenchmarkDataPlane: the Markdown `file` to write")
 )
 
@@ -158,6 +159,7 @@ func guestRatios() []ratio {
 
 // measureAll builds all cases and goes over them, printing a line each time.
 func measureAll(b *testing.B, cases []*dataCase) []figures {
+	cases = slices.DeleteFunc(cases, func(c *dataCase) bool { return !regexp.MustCompile(*only).MatchString(c.name) })
 	labs := map[string]*lab{}
 	for i, c := range cases {
 		if c.lab2 = labs[c.in]; c.lab2 == nil {
