@@ -7,7 +7,7 @@
 # make soak       the same things for long: more seeds, longer fuzzing, the lab three times over
 # make install    the program, its service, manual and completion below DESTDIR and PREFIX (/usr/local)
 # make deb        the same as a Debian package, in bin
-# make race fuzz mutate sim model golden bench bench-gossip cover deps      as they say below
+# make race fuzz mutate sim model golden generate bench bench-gossip cover deps      as they say below
 
 SHELL := /bin/bash
 .DELETE_ON_ERROR:
@@ -134,6 +134,11 @@ fuzz:
 golden:
 	go test $$(git grep -l '"rewrite"' -- '*_test.go' | xargs -n 1 dirname | sort -u | sed 's|^|./|') -rewrite
 	git diff --stat -- '*/testdata/*'
+
+# The program of the fast path, from its C source (clang, llvm, libbpf-dev).
+.PHONY: generate
+generate:
+	go generate ./fastpath/bpf
 
 .PHONY: bench
 bench:

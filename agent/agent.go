@@ -43,7 +43,7 @@ type Mesh interface {
 }
 
 // Applier makes one kind of thing on the host equal to the plan. Implemented by ovs.Switch,
-// netns.Links and by models. Apply is called by one goroutine.
+// netns.Links, fastpath.Path and by models. Apply is called by one goroutine.
 type Applier interface {
 	// Run keeps what Apply needs (connections, processes) until ctx ends.
 	Run(context.Context) error
@@ -91,9 +91,13 @@ type Config struct {
 	Mesh      Mesh
 	Links     Applier // veths, VXLAN devices, firewall; applied first
 	Switch    Switch  // bridge, ports, flows
+	Fast      Applier // what passes the switch by, with the twins that are its ports then
 	Sandboxes Sandboxes
 	// Paths returns what probes through the tunnels say, for people; nil: there are none.
 	Paths func() map[state.NodeID]state.Path
+	// Traffic returns what went by the fast path and what did not, device by device; nil: it is not
+	// counted.
+	Traffic func() []plan.Traffic
 
 	Choice   plan.Choice   // of switch and transport, made at start
 	Underlay plan.Underlay // what carries gossip and tunnels
@@ -147,12 +151,13 @@ type seen struct {
 	sandboxes map[state.EndpointID]plan.Sandbox
 	gone      map[state.EndpointID]bool
 	ifNames   map[state.EndpointID]string
+	slow      string // why the fast path was given up; empty: it was not
 }
 
 // New checks the configuration and returns an agent that does nothing until [Agent.Run].
 func New(c Config) (*Agent, error) {
-	if c.Mesh == nil || c.Links == nil || c.Switch == nil || c.Sandboxes == nil || c.Log == nil {
-		return nil, errors.New("make agent: mesh, links, switch, sandboxes and log are required")
+	if c.Mesh == nil || c.Links == nil || c.Switch == nil || c.Fast == nil || c.Sandboxes == nil || c.Log == nil {
+		return nil, errors.New("make agent: mesh, links, switch, fast path, sandboxes and log are required")
 	}
 	return &Agent{
 		c:        c,

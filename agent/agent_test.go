@@ -24,6 +24,8 @@ type node struct {
 	mesh   *mesh
 	links  *applier
 	bridge *applier
+	fast   *applier
+	choice plan.Choice
 	boxes  *sandboxes
 }
 
@@ -31,8 +33,8 @@ type node struct {
 func (n *node) begin(t *testing.T, ctx context.Context, wg *sync.WaitGroup) {
 	t.Helper()
 	a, err := New(Config{
-		Mesh: n.mesh, Links: n.links, Switch: n.bridge, Sandboxes: n.boxes,
-		Choice: plan.Choice{Datapath: "netdev", Transport: state.KernelVXLAN, TSO: true},
+		Mesh: n.mesh, Links: n.links, Switch: n.bridge, Fast: n.fast, Sandboxes: n.boxes,
+		Choice: n.choice,
 		Underlay: plan.Underlay{
 			Device: "eth0", Index: 2, Addr: underlay(n.mesh.self), Prefix: netip.PrefixFrom(underlay(n.mesh.self), 24), MTU: 1500,
 		},
@@ -60,7 +62,8 @@ func bubble(t *testing.T, n int, f func(ctx context.Context, hosts []*node)) {
 		var hosts []*node
 		for i := range n {
 			hosts = append(hosts, &node{
-				mesh: s.join(state.NodeID(i + 1)), links: newApplier(), bridge: newApplier(), boxes: newSandboxes(),
+				mesh: s.join(state.NodeID(i + 1)), links: newApplier(), bridge: newApplier(), fast: newApplier(), boxes: newSandboxes(),
+				choice: plan.Choice{Datapath: "netdev", Transport: state.KernelVXLAN, TSO: true, FastPath: true},
 			})
 		}
 		for _, h := range hosts {
@@ -530,7 +533,7 @@ func TestRestart(t *testing.T) {
 		time.Sleep(time.Second)
 		links, before := h.links.links(), h.bridge.plan()
 
-		again := &node{mesh: h.mesh, links: newApplier(), bridge: h.bridge, boxes: h.boxes}
+		again := &node{mesh: h.mesh, links: newApplier(), bridge: h.bridge, fast: newApplier(), choice: h.choice, boxes: h.boxes}
 		again.boxes.setFail(errors.New("docker does not answer"))
 		var wg sync.WaitGroup
 		run, stop := context.WithCancel(ctx)

@@ -81,7 +81,7 @@ func TestNameKept(t *testing.T) {
 		}
 		h.boxes.stop("c1")
 		time.Sleep(time.Second)
-		again := &node{mesh: h.mesh, links: newApplier(), bridge: h.bridge, boxes: h.boxes}
+		again := &node{mesh: h.mesh, links: newApplier(), bridge: h.bridge, fast: newApplier(), choice: h.choice, boxes: h.boxes}
 		var wg sync.WaitGroup
 		run, stop := context.WithCancel(ctx)
 		again.begin(t, run, &wg)
@@ -123,7 +123,7 @@ func TestContainersMissed(t *testing.T) {
 			var wg sync.WaitGroup
 			run, stop := context.WithCancel(ctx)
 			if restarted {
-				h = &node{mesh: h.mesh, links: newApplier(), bridge: h.bridge, boxes: h.boxes}
+				h = &node{mesh: h.mesh, links: newApplier(), bridge: h.bridge, fast: newApplier(), choice: h.choice, boxes: h.boxes}
 				h.begin(t, run, &wg)
 			} else {
 				h.boxes.missed()
@@ -154,7 +154,7 @@ func TestAttachAgainUnknown(t *testing.T) {
 		h.create(t, ctx, "web", "10.2.0.0/16")
 		h.put(t, ctx, "c1", "web")
 		h.boxes.setFail(errors.New("docker does not answer"))
-		again := &node{mesh: h.mesh, links: newApplier(), bridge: h.bridge, boxes: h.boxes}
+		again := &node{mesh: h.mesh, links: newApplier(), bridge: h.bridge, fast: newApplier(), choice: h.choice, boxes: h.boxes}
 		var wg sync.WaitGroup
 		run, stop := context.WithCancel(ctx)
 		again.begin(t, run, &wg)

@@ -119,13 +119,14 @@ func ill(t *testing.T, ctx context.Context, h *node, rng *rand.Rand) *illNode {
 	n.ill.Store(true)
 	links := &faulty{newApplier(), rand.New(rand.NewPCG(rng.Uint64(), 1)), &n.ill}
 	bridge := &faulty{newApplier(), rand.New(rand.NewPCG(rng.Uint64(), 2)), &n.ill}
+	fast := &faulty{newApplier(), rand.New(rand.NewPCG(rng.Uint64(), 4)), &n.ill}
 	a, err := New(Config{
-		Mesh: h.mesh, Links: links, Switch: bridge, Sandboxes: h.boxes, Choice: h.c.Choice, Underlay: h.c.Underlay, Log: h.c.Log,
+		Mesh: h.mesh, Links: links, Switch: bridge, Fast: fast, Sandboxes: h.boxes, Choice: h.c.Choice, Underlay: h.c.Underlay, Log: h.c.Log,
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
-	n.node = &node{Agent: a, mesh: h.mesh, links: links.applier, bridge: bridge.applier, boxes: h.boxes}
+	n.node = &node{Agent: a, mesh: h.mesh, links: links.applier, bridge: bridge.applier, fast: fast.applier, boxes: h.boxes}
 	own := rand.New(rand.NewPCG(rng.Uint64(), 3))
 	var mu sync.Mutex
 	h.mesh.mu.Lock()

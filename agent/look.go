@@ -82,6 +82,17 @@ type Status struct {
 	Networks  int
 	Attached  int // containers on networks, here
 	Repairs   int // steps by which this host was put right since the daemon's start
+	// FastPath: known packets pass the switch by. FastWhy says why they do or not, in one clause.
+	FastPath bool
+	FastWhy  string
+	Traffic  []Traffic
+}
+
+// Traffic is what came in by one device of the fast path, and whose it is.
+type Traffic struct {
+	plan.Traffic
+	Shown     string // the network's name
+	Container string // empty: the packets come from other hosts or from this one
 }
 
 // Nodes returns all nodes that the state names and all members, in the order of (name, id).
@@ -242,6 +253,25 @@ func attachment(view *state.View, n *state.Network, e *state.Endpoint) Attachmen
 	return at
 }
 
+// traffic returns what the fast path counted, with names.
+func (a *Agent) traffic(view *state.View) []Traffic {
+	if a.c.Traffic == nil {
+		return nil
+	}
+	var all []Traffic
+	for _, t := range a.c.Traffic() {
+		named := Traffic{Traffic: t}
+		if n, ok := view.Network(t.Network); ok {
+			named.Shown = n.Name
+		}
+		if e, ok := view.Endpoint(t.Endpoint); ok {
+			named.Container = e.Container
+		}
+		all = append(all, named)
+	}
+	return all
+}
+
 // agreeMax bounds the question to all members.
 const agreeMax = 2 * time.Second
 
@@ -263,11 +293,17 @@ func (a *Agent) Status(ctx context.Context) Status {
 		Disagree:  plan.Warnings(view, plan.Facts{Self: m.Self(), Choice: a.c.Choice, Underlay: a.c.Underlay}),
 		Networks:  len(view.Networks()),
 		Attached:  len(a.PS(false)),
+		FastPath:  a.c.Choice.FastPath && now.slow == "",
+		FastWhy:   cmp.Or(now.slow, a.c.Choice.FastWhy),
+		Traffic:   a.traffic(view),
 	}
 	a.events.mu.Lock()
 	s.Repairs = a.events.repairs
 	a.events.mu.Unlock()
 	s.Warnings = slices.Concat(a.c.Warnings, a.c.Choice.Warnings, m.Warnings(), a.c.Sandboxes.Warnings(), a.labelFaults(), s.Disagree)
+	if now.slow != "" {
+		s.Warnings = append(s.Warnings, "fast path is off: "+now.slow+"; meshnet down and up to try again")
+	}
 	if now.applied < view.Version() && len(now.failing) == 0 {
 		s.Pending = append(s.Pending, "this host is being changed to what was agreed")
 	}

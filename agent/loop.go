@@ -33,6 +33,8 @@ const (
 	// container that ran is still there. A daemon's restart must not cut it off because Docker is
 	// slow to answer.
 	graceMax = 10 * time.Second
+	// missedMax: how often in a row the fast path may fail before all goes through the switch again.
+	missedMax = 3
 )
 
 // loop is the state of the one goroutine that changes the host.
@@ -55,6 +57,9 @@ type loop struct {
 	view   *state.View // of the last round
 	cause  string      // why this round is, where it is not for what was asked
 	retry  time.Duration
+	// missed counts how often in a row the fast path could not be made; slow is why it was given up.
+	missed int
+	slow   string
 }
 
 func (l *loop) run(ctx context.Context, views <-chan struct{}) {
@@ -75,6 +80,8 @@ func (l *loop) run(ctx context.Context, views <-chan struct{}) {
 		case <-c.Links.Drift():
 			l.stale = true
 			l.cause = "somebody changed links, routes or firewall"
+		case <-c.Fast.Drift():
+			l.cause = "somebody changed the fast path"
 		case <-c.Switch.Drift():
 			l.cause = "somebody changed Open vSwitch, or it was restarted"
 		case <-again.C:
@@ -153,7 +160,7 @@ func (l *loop) round(ctx context.Context, whole bool) {
 			s.applied = max(s.applied, view.Version())
 			s.answered = ticket
 		}
-		s.host, s.failing, s.ifNames = l.host, failing, l.found.IfNames
+		s.host, s.failing, s.ifNames, s.slow = l.host, failing, l.found.IfNames, l.slow
 		s.sandboxes, s.gone = maps.Clone(l.sandboxes), maps.Clone(l.gone)
 	})
 	l.remember(ctx)
@@ -324,7 +331,7 @@ func (l *loop) report(ctx context.Context, w state.Attach, down bool) []string {
 }
 
 // apply makes the host equal to the view, links first, and returns what could not be done. A failed
-// step does not stop the other.
+// step does not stop the others.
 func (l *loop) apply(ctx context.Context, view *state.View) (faults []string) {
 	ctx, cancel := context.WithTimeout(ctx, applyMax)
 	defer cancel()
@@ -333,21 +340,30 @@ func (l *loop) apply(ctx context.Context, view *state.View) (faults []string) {
 	last := l.host
 	l.host = plan.For(last, view, l.facts())
 	l.host.CheckSince(last)
-	linkSteps, links, linkErr := c.Links.Apply(ctx, l.host)
+	steps, links, linkErr := c.Links.Apply(ctx, l.host)
 	if linkErr != nil {
 		faults = append(faults, "links: "+linkErr.Error())
+	}
+	if l.host.FastPath { // its twins are the switch's ports
+		fastSteps, err := l.fast(ctx)
+		steps, faults = append(steps, fastSteps...), append(faults, err...)
 	}
 	switchSteps, bridge, switchErr := c.Switch.Apply(ctx, l.host)
 	if switchErr != nil {
 		faults = append(faults, "switch: "+switchErr.Error())
 	}
-	if l.cause != "" {
-		l.agent.repaired(append(slices.Clone(linkSteps), switchSteps...), l.cause)
+	steps = append(steps, switchSteps...)
+	if !l.host.FastPath && switchErr == nil { // else the switch may still need the twins
+		fastSteps, err := l.fast(ctx)
+		steps, faults = append(steps, fastSteps...), append(faults, err...)
 	}
-	for _, s := range append(linkSteps, switchSteps...) {
+	if l.cause != "" {
+		l.agent.repaired(steps, l.cause)
+	}
+	for _, s := range steps {
 		c.Log.Debug("changed the host", "step", s.String())
 	}
-	if n := len(linkSteps) + len(switchSteps); n > 0 {
+	if n := len(steps); n > 0 {
 		c.Log.Debug("applied", "steps", n, "version", view.Version(), "took", time.Since(began))
 	}
 	if linkErr == nil || links.IfNames != nil {
@@ -361,6 +377,21 @@ func (l *loop) apply(ctx context.Context, view *state.View) (faults []string) {
 		faults = append(faults, "the switch gave other port numbers than planned; planning again")
 	}
 	return append(faults, l.lose(ctx, view, links.Gone)...)
+}
+
+// fast applies the fast path. One that cannot be made is given up until the daemon starts anew: what it
+// ought to hand to the switch would be lost.
+func (l *loop) fast(ctx context.Context) ([]plan.Step, []string) {
+	steps, _, err := l.agent.c.Fast.Apply(ctx, l.host)
+	if err == nil {
+		l.missed = 0
+		return steps, nil
+	}
+	if l.missed++; l.host.FastPath && l.missed >= missedMax && l.slow == "" {
+		l.slow = "it could not be made: " + err.Error()
+		l.agent.c.Log.Error("fast path is given up; packets go through the switch until the daemon is started anew", "err", err)
+	}
+	return steps, []string{"fast path: " + err.Error()}
 }
 
 // stable reports whether what was found leaves the plan that was applied as it is.
@@ -401,9 +432,11 @@ func (l *loop) facts() plan.Facts {
 			own[w.ID] = true
 		}
 	}
+	choice := c.Choice
+	choice.FastPath = choice.FastPath && l.slow == ""
 	return plan.Facts{
 		Self:      c.Mesh.Self(),
-		Choice:    c.Choice,
+		Choice:    choice,
 		Underlay:  c.Underlay,
 		Sandboxes: l.sandboxes,
 		IfNames:   names,

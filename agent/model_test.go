@@ -334,6 +334,7 @@ type applier struct {
 	drift chan struct{}
 
 	mu      sync.Mutex
+	note    func() // called by each Apply
 	host    *plan.Host
 	applies int
 	began   []time.Time
@@ -358,6 +359,9 @@ func (a *applier) Apply(_ context.Context, h *plan.Host) ([]plan.Step, plan.Foun
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.applies++
+	if a.note != nil {
+		a.note()
+	}
 	a.began = append(a.began, time.Now())
 	if a.fail != nil {
 		return nil, plan.Found{}, a.fail

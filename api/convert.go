@@ -82,8 +82,16 @@ func statusOf(s agent.Status) Status {
 		Networks:      s.Networks,
 		Attached:      s.Attached,
 		Repairs:       s.Repairs,
+		FastPath:      FastPath{On: s.FastPath, Why: s.FastWhy, Ports: each(s.Traffic, trafficOf)},
 		PID:           os.Getpid(),
 		Goroutines:    runtime.NumGoroutine(),
+	}
+}
+
+func trafficOf(t agent.Traffic) Traffic {
+	return Traffic{
+		Device: t.Device, Network: t.Shown, Container: t.Container, Fast: t.Fast, Slow: t.Slow, Refused: t.Refused,
+		Broken: t.Broken, Returned: t.Returned, Bytes: t.Bytes,
 	}
 }
 

@@ -48,8 +48,29 @@ type Status struct {
 	Networks      int      `json:"networks"`
 	Attached      int      `json:"attached"` // containers on networks, here
 	Repairs       int      `json:"repairs"`  // steps by which this host was put right since the daemon's start
+	FastPath      FastPath `json:"fast_path"`
 	PID           int      `json:"pid"`
 	Goroutines    int      `json:"goroutines"` // of the daemon, for who looks for leaks
+}
+
+// FastPath is what passes Open vSwitch by.
+type FastPath struct {
+	On    bool      `json:"on"`
+	Why   string    `json:"why"`
+	Ports []Traffic `json:"ports"`
+}
+
+// Traffic counts the packets that came in by a device of the fast path.
+type Traffic struct {
+	Device    string `json:"device"`
+	Network   string `json:"network"`   // empty: of several, at the gateway
+	Container string `json:"container"` // empty: they come from other hosts, or from this one
+	Fast      uint64 `json:"fast"`      // sent straight on
+	Slow      uint64 `json:"slow"`      // to Open vSwitch
+	Refused   uint64 `json:"refused"`   // to Open vSwitch, which drops them: sent in another's name
+	Broken    uint64 `json:"broken"`    // to Open vSwitch: no whole header
+	Returned  uint64 `json:"returned"`  // from Open vSwitch
+	Bytes     uint64 `json:"bytes"`     // of the fast ones
 }
 
 // Label is a key and a value that a person put on a network.

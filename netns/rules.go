@@ -30,6 +30,8 @@ type chain struct {
 //     ports; nobody forges a packet for a peer's tunnel port under this host's address.
 //   - marks: packets from the gateway bear the mark of their network, and so does all that belongs to
 //     their connections.
+//   - untracked-in, untracked-out: packets of the tunnels themselves make no connections. Masquerading
+//     has the kernel look for one for each packet of the host.
 //   - The others: published ports, and masquerading under this host's address.
 func chains(f plan.Firewall, g *plan.Gateway) []chain {
 	input := chain{"input", nftables.ChainTypeFilter, nftables.ChainHookInput, nftables.ChainPriorityFilter, nil}
@@ -67,7 +69,12 @@ func chains(f plan.Firewall, g *plan.Gateway) []chain {
 	for _, p := range g.Closed {
 		forward.add(family(unix.NFPROTO_IPV4), from, toSubnet(p), counted(drop()))
 	}
-	return append([]chain{input, forward}, routing(g)...)
+	untrackedIn := chain{"untracked-in", nftables.ChainTypeFilter, nftables.ChainHookPrerouting, nftables.ChainPriorityRaw, nil}
+	untrackedOut := chain{"untracked-out", nftables.ChainTypeFilter, nftables.ChainHookOutput, nftables.ChainPriorityRaw, nil}
+	tunnel := join(protocol(unix.IPPROTO_UDP), toPort(f.Port), []expr.Any{&expr.Notrack{}})
+	untrackedIn.add(not(from), tunnel) // what a container sends to such a port is its own
+	untrackedOut.add(tunnel)
+	return append([]chain{input, forward, untrackedIn, untrackedOut}, routing(g)...)
 }
 
 // ctDNAT is IPS_DST_NAT of linux/netfilter/nf_conntrack_common.h.

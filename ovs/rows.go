@@ -75,7 +75,7 @@ func wanted(h *plan.Host, devices map[string]int) (ports []port, missing []strin
 		ports = append(ports, port{name: name, number: number, mark: mark, id: id, ifindex: index})
 	}
 	if g := h.Gateway; g != nil {
-		device(g.Port, g.OFPort, markGateway, g.Name)
+		device(g.Switch(), g.OFPort, markGateway, g.Name)
 	}
 	links := map[string]bool{}
 	for _, l := range h.Links {
@@ -83,11 +83,11 @@ func wanted(h *plan.Host, devices map[string]int) (ports []port, missing []strin
 	}
 	for _, n := range h.Networks {
 		if n.Device != nil {
-			device(n.Device.Name, n.Device.OFPort, markNetwork, n.ID.String())
+			device(n.Device.Switch(), n.Device.OFPort, markNetwork, n.ID.String())
 		}
 		for _, p := range n.Ports {
 			if links[p.Link] { // else its container is not there now
-				device(p.Link, p.OFPort, markEndpoint, p.Endpoint.String())
+				device(p.Switch(), p.OFPort, markEndpoint, p.Endpoint.String())
 			}
 		}
 	}

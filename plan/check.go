@@ -47,9 +47,11 @@ func (h *Host) CheckSince(last *Host) {
 		c.port(g.OFPort, g.Port)
 		c.name(g.Port)
 		c.name(g.Name)
+		c.twin(g.Twin)
 	}
 	for _, l := range h.Links {
 		name, ok := c.links[l.Endpoint]
+		c.twin(l.Twin)
 		c.say(ok && name == l.Name, "link %s of endpoint %s without a port", l.Name, l.Endpoint)
 		delete(c.links, l.Endpoint)
 	}
@@ -85,6 +87,14 @@ func (c *checker) name(name string) {
 	c.names[name] = true
 }
 
+func (c *checker) twin(t Twin) {
+	c.say((t != Twin{}) == c.host.FastPath, "twin %v with fast path %t", t, c.host.FastPath)
+	if c.host.FastPath {
+		c.name(t.Slow)
+		c.name(t.Port)
+	}
+}
+
 func (c *checker) network(n *Network) {
 	c.say(len(n.Ports) > 0 || n.Host != (Own{}), "network %s without a member here", n.Name)
 	if d := n.Door; d != (Door{}) {
@@ -94,6 +104,7 @@ func (c *checker) network(n *Network) {
 	if d := n.Device; d != nil {
 		c.port(d.OFPort, d.Name)
 		c.name(d.Name)
+		c.twin(d.Twin)
 		c.say(d.VNI == n.VNI, "VNI %d of %s", d.VNI, d.Name)
 	}
 	for _, p := range n.Ports {

@@ -12,6 +12,7 @@ import (
 type Wants struct {
 	OVS       string // auto, host or private
 	Datapath  string // auto, system or netdev
+	FastPath  string // auto or off
 	Encap     state.Encap
 	Iface     string
 	Advertise netip.Addr
@@ -31,6 +32,13 @@ type OVSFacts struct {
 	PrivateRunning bool   // an instance of ours answers
 }
 
+// FastFacts is what the kernel can of what the fast path needs, as package fastpath finds out.
+type FastFacts struct {
+	Can  bool
+	Peer bool   // it has bpf_redirect_peer (Linux 5.10)
+	Lack string // what is missing; and what to do. Empty if it can
+}
+
 // Choice is the switch and the transport that a host uses, and why.
 type Choice struct {
 	Private   bool   // an instance of our own under the run directory, else the host's
@@ -41,11 +49,14 @@ type Choice struct {
 	Encap     state.Encap
 	TSO       bool
 	Why       string   // one clause, for status
+	FastPath  bool     // eBPF in front of the switch; transport C only. Set by [Choice.Fast]
+	FastWhy   string   // one clause, for status
 	Warnings  []string // for status
 }
 
-// The words of --ovs and --datapath.
+// The words of --ovs, --datapath and --fastpath.
 const (
+	off     = "off"
 	auto    = "auto"
 	host    = "host"
 	private = "private"
@@ -72,6 +83,28 @@ func Choose(w Wants, f OVSFacts) (Choice, error) {
 		return Choice{}, fmt.Errorf("choose a switch: %w", err)
 	}
 	return c, nil
+}
+
+// Fast returns the choice with a fast path or without: on transport C it has one where the kernel can,
+// unless it is not wanted. The other transports have none: on the kernel's datapath packets stay in
+// the kernel anyway, and what vswitchd encapsulates itself leaves by vswitchd.
+func (c Choice) Fast(w Wants, f FastFacts) Choice {
+	c.FastPath = false
+	switch {
+	case w.FastPath == off:
+		c.FastWhy = "--fastpath off"
+	case c.Transport == state.OVSKernel:
+		c.FastWhy = "the kernel's datapath carries packets already"
+	case c.Transport != state.KernelVXLAN:
+		c.FastWhy = "the tunnels of transport " + c.Transport.String() + " end in ovs-vswitchd"
+	case !f.Can:
+		c.FastWhy = f.Lack
+	case f.Peer:
+		c.FastPath, c.FastWhy = true, "the kernel has clsact, eBPF and bpf_redirect_peer"
+	default:
+		c.FastPath, c.FastWhy = true, "the kernel has clsact and eBPF; bpf_redirect stands in for bpf_redirect_peer"
+	}
+	return c
 }
 
 func choose(w Wants, f OVSFacts) (Choice, error) {
@@ -124,6 +157,11 @@ func checkWords(w Wants) error {
 	case "", auto, system, netdev:
 	default:
 		return fmt.Errorf("--datapath %q: want auto, system or netdev", w.Datapath)
+	}
+	switch w.FastPath {
+	case "", auto, off:
+	default:
+		return fmt.Errorf("--fastpath %q: want auto or off", w.FastPath)
 	}
 	return nil
 }

@@ -244,3 +244,32 @@ func TestUnderlayStays(t *testing.T) {
 		t.Error("no interface at all")
 	}
 }
+
+// TestChooseFast: the fast path is on where it makes a difference and can be, unless it is not wanted.
+func TestChooseFast(t *testing.T) {
+	can, old, not := FastFacts{Can: true, Peer: true}, FastFacts{Can: true}, FastFacts{Lack: "no clsact"}
+	for _, tc := range []struct {
+		transport state.Transport
+		word      string
+		f         FastFacts
+		want      bool
+		why       string
+	}{
+		{state.KernelVXLAN, "", can, true, "and bpf_redirect_peer"},
+		{state.KernelVXLAN, auto, can, true, "and bpf_redirect_peer"},
+		{state.KernelVXLAN, auto, old, true, "stands in"},
+		{state.KernelVXLAN, auto, not, false, "no clsact"},
+		{state.KernelVXLAN, off, can, false, "--fastpath off"},
+		{state.OVSKernel, auto, can, false, "kernel's datapath"},
+		{state.OVSUserspace, auto, can, false, "ovs-userspace"},
+		{state.OVSKernel, off, can, false, "--fastpath off"},
+	} {
+		c := Choice{Transport: tc.transport}.Fast(Wants{FastPath: tc.word}, tc.f)
+		if c.FastPath != tc.want || !strings.Contains(c.FastWhy, tc.why) {
+			t.Errorf("%s %q %+v: %t %q", tc.transport, tc.word, tc.f, c.FastPath, c.FastWhy)
+		}
+	}
+	if _, err := Choose(Wants{FastPath: "on"}, OVSFacts{Installed: true, Module: true}); err == nil {
+		t.Error("--fastpath on is no word of ours")
+	}
+}

@@ -26,7 +26,7 @@ func (l Level) String() string { return [...]string{"ok", "warning", "fault", ""
 
 // Finding is one thing that was looked at on a host.
 type Finding struct {
-	Check string // ovs, datapath, ports, underlay, mtu, multicast, offload, firewall, overlap, daemon or mesh
+	Check string // ovs, datapath, fastpath, ports, underlay, mtu, multicast, offload, firewall, overlap, daemon or mesh
 	Level Level
 	What  string
 	Do    string // what a person can do; empty: nothing needs to be done
@@ -37,6 +37,7 @@ type Finding struct {
 type Examination struct {
 	Wants     Wants
 	OVS       OVSFacts
+	Fast      FastFacts
 	Links     []LinkFacts
 	Routes    []netip.Prefix    // of this host, ours left out
 	Multicast map[string]bool   // interfaces that can do multicast, by name
@@ -93,6 +94,7 @@ func (x *examiner) ovs() {
 		x.say("datapath", Fault, "if it lasts longer than a minute: systemctl restart openvswitch-switch",
 			"ovs-vswitchd takes no packet from the kernel: started in the first ten seconds of a boot, 3.1 counts no processors until its ports change")
 	}
+	x.fastPath(c.Fast(x.Wants, x.Fast))
 	if len(c.Warnings) == 0 {
 		x.say("offload", Fit, "", "container offloads are as the transport needs them")
 	}
@@ -110,6 +112,19 @@ func (x *examiner) ovs() {
 	}
 	if len(names) == 0 {
 		x.say("ports", Fit, "", "ovs-vswitchd has no port with an error")
+	}
+}
+
+// fastPath judges the fast path. That it is off is in doubt only where it could be on.
+func (x *examiner) fastPath(c Choice) {
+	switch {
+	case c.FastPath:
+		x.say("fastpath", Fit, "", "on: %s", c.FastWhy)
+	case c.Transport == state.KernelVXLAN && x.Wants.FastPath != off:
+		what, do, _ := strings.Cut(c.FastWhy, "; ")
+		x.say("fastpath", Doubt, do, "off: %s", what)
+	default:
+		x.say("fastpath", Fit, "", "off: %s", c.FastWhy)
 	}
 }
 

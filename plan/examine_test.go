@@ -11,7 +11,7 @@ import (
 // fit is a host on which nothing is wrong.
 func fit() plan.Examination {
 	return plan.Examination{
-		OVS: plan.OVSFacts{Installed: true, Module: true, HostRunning: true},
+		OVS: plan.OVSFacts{Installed: true, Module: true, HostRunning: true}, Fast: plan.FastFacts{Can: true, Peer: true},
 		Links: []plan.LinkFacts{{
 			Name: "eth0", Index: 2, MTU: 1500, Up: true, Default: true, Addrs: []netip.Prefix{netip.MustParsePrefix("192.0.2.1/24")},
 		}},
@@ -36,6 +36,9 @@ func TestExamine(t *testing.T) {
 		{"ovs", plan.Fault, func(e *plan.Examination) { e.OVS.Installed = false }},
 		{"offload", plan.Doubt, func(e *plan.Examination) { e.OVS.Module, e.OVS.HostNetdev = false, true }},
 		{"datapath", plan.Fault, func(e *plan.Examination) { e.OVS.HostDeaf = true }},
+		{"fastpath", plan.Doubt, func(e *plan.Examination) {
+			e.OVS.Module, e.Fast = false, plan.FastFacts{Lack: "no clsact; take another kernel"}
+		}},
 		{"ports", plan.Fault, func(e *plan.Examination) { e.Ports = map[string]string{"mc-1": "no such device"} }},
 		{"underlay", plan.Fault, func(e *plan.Examination) { e.Links[0].Up = false }},
 		{"mtu", plan.Fault, func(e *plan.Examination) { e.Links[0].MTU = 600 }},

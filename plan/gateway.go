@@ -54,14 +54,14 @@ func (p *planner) route(n *Network, m member) {
 		}
 	}
 	if (n.Router.Out || n.Host != (Own{})) && p.gateway != 0 {
-		n.Door = Door{OFPort: p.gateway, Near: nearMAC(), Far: doorMAC(n.VNI)}
+		n.Door = Door{OFPort: p.gateway, Name: gatewayName, Near: nearMAC(), Far: doorMAC(n.VNI)}
 	}
 }
 
 // openGateway plans the gateway, where a network has to do with this host's own stack.
 func (p *planner) openGateway() {
 	g := &Gateway{
-		Name: gatewayName, Port: gatewayPort, OFPort: p.gateway, MAC: nearMAC(), MTU: p.host.MTU, Offloads: p.offloads(),
+		Name: gatewayName, Port: gatewayPort, Twin: p.twin(gatewayPort), OFPort: p.gateway, MAC: nearMAC(), MTU: p.host.MTU, Offloads: p.offloads(),
 	}
 	for _, m := range p.members {
 		n := p.host.Networks[m.net.ID]

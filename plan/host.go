@@ -1,7 +1,9 @@
 package plan
 
 import (
+	"cmp"
 	"net/netip"
+	"strings"
 
 	"meshnet/state"
 )
@@ -18,7 +20,10 @@ type Host struct {
 	TunnelPort uint16     // UDP
 	MTU        uint32     // largest of any overlay device, bytes
 	// TSO: vswitchd runs with userspace TSO, so container offloads stay on.
-	TSO      bool
+	TSO bool
+	// FastPath: known unicast is sent from device to device before it comes to the switch, whose
+	// ports are the slow twins of the devices; transport C only.
+	FastPath bool
 	Tunnels  []Tunnel // in the order of peers; A and B
 	Networks map[state.NetworkID]*Network
 	Links    []Link   // in the order of names
@@ -78,7 +83,8 @@ type Own struct {
 // all networks, told apart by a MAC.
 type Door struct {
 	OFPort uint32
-	Near   state.MAC // of the host's end of the veth
+	Name   string    // of the host's end of the veth
+	Near   state.MAC // its MAC
 	Far    state.MAC // stands for the network on that veth
 }
 
@@ -86,7 +92,8 @@ type Door struct {
 // route by it. Of the host's end everything but the two MACs is the kernel's business.
 type Gateway struct {
 	Name     string // of the host's end
-	Port     string // of the end that is an OVS port
+	Port     string // of the other end: it, or its twin, is an OVS port
+	Twin     Twin   // of Port
 	OFPort   uint32
 	MAC      state.MAC // of the host's end
 	MTU      uint32
@@ -122,7 +129,8 @@ type Published struct {
 // Port is a local member of a network.
 type Port struct {
 	Endpoint state.EndpointID
-	Link     string // the host's end of its veth, an OVS port; empty while the container is not there
+	Link     string // the host's end of its veth; empty while the container is not there
+	Twin     Twin   // of Link
 	OFPort   uint32
 	Addr     netip.Addr
 	MAC      state.MAC
@@ -138,10 +146,24 @@ type Remote struct {
 	OFPort   uint32     // of the tunnel to it (A, B) or of the network's device (C)
 }
 
-// Vxlan is a kernel VXLAN device of one network and an OVS port. No learning, no ageing: its entries
-// say behind which peer each MAC is.
+// Twin is the slow twin of a device whose frames the fast path sees first: a veth that what it does
+// not send itself goes through. The zero value is none.
+type Twin struct {
+	Slow string // the end that the fast path sends to and takes from
+	Port string // the other, an OVS port
+}
+
+// twinOf returns the twin of a device, named after it.
+func twinOf(device string) Twin {
+	kind, id, _ := strings.Cut(device, "-")
+	return Twin{Slow: kind + "s" + id, Port: kind + "o" + id}
+}
+
+// Vxlan is a kernel VXLAN device of one network. It, or its twin, is an OVS port. No learning, no
+// ageing: its entries say behind which peer each MAC is.
 type Vxlan struct {
 	Name   string // mv- and ten hexadecimal digits of the network's id
+	Twin   Twin
 	VNI    uint32
 	Local  netip.Addr
 	Port   uint16 // UDP
@@ -152,12 +174,22 @@ type Vxlan struct {
 	Flood []netip.Addr
 }
 
+// Switch returns the name of the device that is the OVS port; empty while there is none.
+func (p Port) Switch() string { return cmp.Or(p.Twin.Port, p.Link) }
+
+// Switch returns the name of the device that is the OVS port.
+func (d *Vxlan) Switch() string { return cmp.Or(d.Twin.Port, d.Name) }
+
+// Switch returns the name of the device that is the OVS port.
+func (g *Gateway) Switch() string { return cmp.Or(g.Twin.Port, g.Port) }
+
 // Link is a veth between an OVS port and a container.
 type Link struct {
 	Endpoint state.EndpointID
 	// Name of the host's end: mc- and ten hexadecimal digits of a hash of endpoint and sandbox, so
 	// that a new sandbox gets a new name (OVS goes on using the old device of a name made again).
 	Name     string
+	Twin     Twin
 	IfName   string // in the container; empty: Prefer if it is free, else the first free ethN
 	Prefer   string // the name it had before
 	Sandbox  Sandbox
@@ -192,6 +224,20 @@ type Step struct{ Op, What string }
 
 // String returns the step as one line.
 func (s Step) String() string { return s.Op + " " + s.What }
+
+// Traffic is what came in by one device of the fast path since the device is on it, in packets, by what
+// became of them.
+type Traffic struct {
+	Device   string
+	Network  state.NetworkID
+	Endpoint state.EndpointID // of a container's device; else 0
+	Fast     uint64           // sent straight on
+	Slow     uint64           // to the switch: not for the fast path, or to whom it does not know
+	Refused  uint64           // to the switch, which drops them: not the container's own MAC or address
+	Broken   uint64           // to the switch: no whole IPv4 header
+	Returned uint64           // from the switch
+	Bytes    uint64           // of Fast
+}
 
 // Found is what an applier saw that a later plan has to know.
 type Found struct {

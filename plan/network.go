@@ -162,8 +162,9 @@ func (p *planner) network(m member, same bool) *Network {
 	}
 	for _, e := range m.local {
 		if port := p.ports[e.ID]; port != 0 {
+			link := p.linkName(e.ID)
 			n.Ports = append(n.Ports, Port{
-				Endpoint: e.ID, Link: p.linkName(e.ID), OFPort: port, Addr: e.Addr, MAC: e.MAC,
+				Endpoint: e.ID, Link: link, Twin: p.twin(link), OFPort: port, Addr: e.Addr, MAC: e.MAC,
 			})
 		}
 	}

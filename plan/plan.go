@@ -56,6 +56,7 @@ func For(last *Host, v *state.View, f Facts) *Host {
 		TunnelPort: tunnelPort(v, f.Self),
 		MTU:        overlayMTU(v, f),
 		TSO:        f.Choice.TSO,
+		FastPath:   f.Choice.FastPath && f.Choice.Transport == state.KernelVXLAN,
 		Networks:   map[state.NetworkID]*Network{},
 		peers:      peersOf(v, f),
 	}
@@ -139,7 +140,7 @@ func (p *planner) ends() []state.NodeID {
 // likewise reports whether two hosts differ at most in networks, so that an unchanged network has an
 // unchanged plan.
 func (h *Host) likewise(o *Host) bool {
-	return h.Transport == o.Transport && h.Encap == o.Encap && h.Underlay == o.Underlay &&
+	return h.Transport == o.Transport && h.FastPath == o.FastPath && h.Encap == o.Encap && h.Underlay == o.Underlay &&
 		h.TunnelPort == o.TunnelPort && h.MTU == o.MTU &&
 		slices.Equal(h.peers, o.peers) && slices.Equal(h.Tunnels, o.Tunnels)
 }
@@ -176,7 +177,7 @@ func (p *planner) flood(n *state.Network) []uint32 {
 // device plans the VXLAN device of a network whose members are planned.
 func (p *planner) device(n *Network, port uint32) *Vxlan {
 	d := &Vxlan{
-		Name: deviceName(n.ID), VNI: n.VNI, Local: p.host.Underlay, Port: p.host.TunnelPort,
+		Name: deviceName(n.ID), Twin: p.twin(deviceName(n.ID)), VNI: n.VNI, Local: p.host.Underlay, Port: p.host.TunnelPort,
 		MTU: n.MTU, OFPort: port,
 	}
 	for _, id := range n.from.Members() {
@@ -204,6 +205,7 @@ func (p *planner) links() {
 			p.host.Links = append(p.host.Links, Link{
 				Endpoint: e.ID,
 				Name:     name,
+				Twin:     p.twin(name),
 				IfName:   cmp.Or(p.facts.IfNames[e.ID], e.IfName),
 				Prefer:   p.facts.Given[e.ID],
 				Sandbox:  p.facts.Sandboxes[e.ID],
@@ -215,6 +217,14 @@ func (p *planner) links() {
 		}
 	}
 	slices.SortFunc(p.host.Links, func(a, b Link) int { return cmp.Compare(a.Name, b.Name) })
+}
+
+// twin returns the slow twin of a device; none without a fast path.
+func (p *planner) twin(device string) Twin {
+	if !p.host.FastPath || device == "" {
+		return Twin{}
+	}
+	return twinOf(device)
 }
 
 // offloads reports whether containers may leave checksums and segmentation to what comes after. The

@@ -25,6 +25,7 @@ var (
 	passes    = flag.Int("passes", 5, "BenchmarkDataPlane: passes over all cases")
 	seconds   = flag.Int("seconds", 5, "BenchmarkDataPlane: length of each TCP transfer")
 	withGuest = flag.Bool("with-guest", false, "BenchmarkDataPlane: transport A too, in the guest of testlab/vm")
+	only      = flag.String("cases", "", "BenchmarkDataPlane: a regular `expression` for the names of the cases; all")
 	report    = flag.String("report", "", "BenchmarkDataPlane: the Markdown `file` to write")
 )
 
@@ -40,14 +41,18 @@ type figures struct {
 	UDP  float64 // thousand datagrams of 64 bytes that arrived in a second
 }
 
-// dataCase is one way from a client to a server on another host.
+// dataCase is one way from a client, c1 on host 1, to a server, c2 on host 2 unless it says else.
 type dataCase struct {
-	name   string
-	what   string   // for the table
-	lab    []string // arguments of lab up
-	build  func(l *lab) string
-	lab2   *lab
-	target string // the server's address
+	name    string
+	what    string   // for the table
+	lab     []string // arguments of lab up
+	in      string   // the case whose lab it is measured in; empty: its own
+	build   func(l *lab) string
+	here    bool // the server is c3 on host 1
+	outside bool // it is on the segment, no node
+	back    bool // the server sends
+	lab2    *lab
+	target  string // the server's address
 }
 
 // BenchmarkDataPlane measures raw links, the kernel's VXLAN and bridge as Swarm and flannel build it,
@@ -98,8 +103,17 @@ func nativeCases() []*dataCase {
 		{name: "kernel", what: "kernel VXLAN + bridge (Swarm, flannel)", build: kernelBridge},
 		{name: "hand-C", what: "C by hand: NORMAL, TSO", build: handC},
 		{name: "ours-C", what: "**C, meshnet**", build: ours},
+		{name: "slow-C", what: "C, meshnet --fastpath off", lab: []string{"--", "--fastpath", "off"}, build: ours},
 		{name: "hand-B", what: "B by hand: NORMAL", lab: bridge, build: handB},
 		{name: "ours-B", what: "**B, meshnet**", lab: bridge, build: ours},
+
+		{name: "bridge-here", what: "same host: the kernel's bridge", in: "kernel", build: bridgeHere, here: true},
+		{name: "ours-here", what: "**same host: C, meshnet**", in: "ours-C", build: oursHere, here: true},
+		{name: "slow-here", what: "same host: C, meshnet --fastpath off", in: "slow-C", build: oursHere, here: true},
+		{name: "ours-out", what: "**to the world: C, meshnet**", in: "ours-C", build: world, outside: true},
+		{name: "slow-out", what: "to the world: C, meshnet --fastpath off", in: "slow-C", build: world, outside: true},
+		{name: "ours-in", what: "**from the world: C, meshnet**", in: "ours-C", build: world, outside: true, back: true},
+		{name: "slow-in", what: "from the world: C, meshnet --fastpath off", in: "slow-C", build: world, outside: true, back: true},
 	}
 }
 
@@ -127,10 +141,13 @@ func udpOf(f figures) float64 { return f.UDP }
 
 func nativeRatios() []ratio {
 	return []ratio{
-		{"ours-C", "hand-C", "TCP", tcpOf, 0.95, 0}, {"ours-C", "hand-C", "RTT", rttOf, 0, 1.05}, {"ours-C", "hand-C", "UDP", udpOf, 0, 0},
+		{"slow-C", "hand-C", "TCP", tcpOf, 0.95, 0}, {"slow-C", "hand-C", "RTT", rttOf, 0, 1.05}, {"slow-C", "hand-C", "UDP", udpOf, 0, 0},
 		{"ours-B", "hand-B", "TCP", tcpOf, 0.95, 0}, {"ours-B", "hand-B", "RTT", rttOf, 0, 1.05}, {"ours-B", "hand-B", "UDP", udpOf, 0, 0},
-		{"ours-C", "hand-B", "TCP", tcpOf, 6, 0},
-		{"ours-C", "kernel", "TCP", tcpOf, 0, 0}, {"ours-C", "kernel", "RTT", rttOf, 0, 0}, {"ours-C", "kernel", "UDP", udpOf, 0, 0},
+		{"slow-C", "hand-B", "TCP", tcpOf, 6, 0},
+		{"ours-C", "kernel", "TCP", tcpOf, 1, 0}, {"ours-C", "kernel", "RTT", rttOf, 0, 0.85}, {"ours-C", "kernel", "UDP", udpOf, 1.1, 0},
+		{"ours-here", "bridge-here", "TCP", tcpOf, 0, 0}, {"ours-here", "bridge-here", "RTT", rttOf, 0, 0}, {"ours-here", "bridge-here", "UDP", udpOf, 0, 0},
+		{"ours-out", "slow-out", "TCP", tcpOf, 1, 0}, {"ours-out", "slow-out", "RTT", rttOf, 0, 1}, {"ours-out", "slow-out", "UDP", udpOf, 1, 0},
+		{"ours-in", "slow-in", "TCP", tcpOf, 1, 0}, {"ours-in", "slow-in", "UDP", udpOf, 1, 0},
 	}
 }
 
@@ -143,15 +160,21 @@ func guestRatios() []ratio {
 
 // measureAll builds all cases and goes over them, printing a line each time.
 func measureAll(b *testing.B, cases []*dataCase) []figures {
+	cases = slices.DeleteFunc(cases, func(c *dataCase) bool { return !regexp.MustCompile(*only).MatchString(c.name) })
+	labs := map[string]*lab{}
 	for i, c := range cases {
-		c.lab2 = &lab{b, fmt.Sprintf("b%d%c", os.Getpid(), 'a'+i)}
-		b.Cleanup(func() {
-			c.lab2.run("down")
-			c.lab2.nothingLeft()
-		})
-		c.target = c.build(c.lab2.with(c.lab))
-		c.run(2, "iperf3", "-s", "-D")
-		c.run(1, "ping", "-c", "3", "-i", "0.2", "-W", strconv.Itoa(slow(1)), c.target)
+		if c.lab2 = labs[c.in]; c.lab2 == nil {
+			c.lab2 = &lab{b, fmt.Sprintf("b%d%c", os.Getpid(), 'a'+i)}
+			labs[c.name] = c.lab2
+			b.Cleanup(func() {
+				c.lab2.run("down")
+				c.lab2.nothingLeft()
+			})
+			c.lab2.with(c.lab)
+		}
+		c.target = c.build(c.lab2)
+		c.serve(b)
+		c.run(1, "c1", "ping", "-c", "3", "-i", "0.2", "-W", strconv.Itoa(slow(1)), c.target)
 	}
 	var all []figures
 	for pass := 1; pass <= *passes; pass++ {
@@ -164,17 +187,37 @@ func measureAll(b *testing.B, cases []*dataCase) []figures {
 	return all
 }
 
-// run runs a command at one end of a case.
-func (c *dataCase) run(host int, args ...string) string {
-	where := []string{"in", strconv.Itoa(host), fmt.Sprint("c", host)}
+// run runs a command in a container, or on its host if the case has none.
+func (c *dataCase) run(host int, container string, args ...string) string {
+	where := []string{"in", strconv.Itoa(host), container}
 	if c.name == "raw" {
 		where = []string{"exec", strconv.Itoa(host)}
 	}
 	return c.lab2.run(append(where, args...)...)
 }
 
+// serve starts the server of a case.
+func (c *dataCase) serve(b *testing.B) {
+	switch {
+	case c.outside && c.back:
+		// It is there already.
+	case c.outside:
+		if out, err := exec.Command("ip", "netns", "exec", "mn-"+c.lab2.name+"-seg", "iperf3", "-s", "-D").CombinedOutput(); err != nil {
+			b.Fatalf("iperf3: %v\n%s", err, out)
+		}
+		b.Cleanup(func() { exec.Command("sh", "-c", "kill $(ip netns pids mn-"+c.lab2.name+"-seg)").Run() })
+	case c.here:
+		c.run(1, "c3", "iperf3", "-s", "-D")
+	default:
+		c.run(2, "c2", "iperf3", "-s", "-D")
+	}
+}
+
 func (c *dataCase) iperf(b *testing.B, into any, args ...string) {
-	out := c.run(1, append([]string{"iperf3", "-J", "-c", c.target}, args...)...)
+	if c.back {
+		args = append(args, "-R")
+	}
+	out := c.run(1, "c1", append([]string{"iperf3", "-J", "-c", c.target}, args...)...)
 	if err := json.Unmarshal([]byte(out), into); err != nil {
 		b.Fatalf("%s: iperf3: %v\n%s", c.name, err, out)
 	}
@@ -209,7 +252,7 @@ func (c *dataCase) udp(b *testing.B) float64 {
 var rttRE = regexp.MustCompile(`rtt min/avg/max/mdev = [\d.]+/([\d.]+)/`)
 
 func (c *dataCase) rtt(b *testing.B) float64 {
-	m := rttRE.FindStringSubmatch(c.run(1, "ping", "-q", "-i", "0.001", "-c", "1000", c.target))
+	m := rttRE.FindStringSubmatch(c.run(1, "c1", "ping", "-q", "-i", "0.001", "-c", "1000", c.target))
 	if m == nil {
 		b.Fatalf("%s: ping said nothing of its RTT", c.name)
 	}
@@ -308,6 +351,26 @@ func ours(l *lab) string {
 	l.run("converged", "-t", strconv.Itoa(slow(10)))
 	l.attach(1, "c1", "default")
 	return l.attach(2, "c2", "default")
+}
+
+// oursHere is another container beside the client.
+func oursHere(l *lab) string {
+	l.run("container", "1", "c3")
+	return l.attach(1, "c3", "default")
+}
+
+// bridgeHere is the same by hand.
+func bridgeHere(l *lab) string {
+	l.run("exec", "1", "bash", "-euc", strings.NewReplacer("c$h", "c3", "v$h", "v3", "$h", "3").Replace(handContainer)+"ip link set v3 master br0\n")
+	return "10.9.0.3"
+}
+
+// world is a machine on the segment that is no node.
+func world(l *lab) string {
+	if out, err := exec.Command("ip", "-n", "mn-"+l.name+"-seg", "addr", "replace", router+"/24", "dev", "seg").CombinedOutput(); err != nil {
+		l.t.Fatalf("ip addr: %v\n%s", err, out)
+	}
+	return router
 }
 
 // ---- the guest -----------------------------------------------------------------------------------

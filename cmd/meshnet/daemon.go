@@ -17,10 +17,12 @@ import (
 	"meshnet/agent"
 	"meshnet/api"
 	"meshnet/docker"
+	"meshnet/fastpath"
 	"meshnet/mesh"
 	"meshnet/netns"
 	"meshnet/ovs"
 	"meshnet/plan"
+	"meshnet/state"
 )
 
 // bridge is the name of the bridge in Open vSwitch.
@@ -173,12 +175,14 @@ func run(ctx context.Context, o options, log *slog.Logger, w waiting, warnings [
 	if err != nil {
 		return err
 	}
+	fast := fastpath.New(log)
 	dockerd, err := docker.New("")
 	if err != nil {
 		return err
 	}
 	doer, err := agent.New(agent.Config{
-		Mesh: node, Links: links, Switch: bridge, Sandboxes: &containers{dockerd}, Paths: bridge.Paths,
+		Mesh: node, Links: links, Fast: fast, Switch: bridge, Sandboxes: &containers{dockerd},
+		Paths: bridge.Paths, Traffic: fast.Traffic,
 		Choice: h.choice, Underlay: h.underlay, Version: version, Warnings: h.warnings, Log: log,
 	})
 	if err != nil {
@@ -195,6 +199,7 @@ func run(ctx context.Context, o options, log *slog.Logger, w waiting, warnings [
 	g.run("run mesh", node.Run)
 	g.run("run switch", bridge.Run)
 	g.run("run links", links.Run)
+	g.run("run fast path", fast.Run)
 	g.run("run agent", doer.Run)
 	g.run("answer", door.Serve)
 	g.run("watch the underlay", h.watch)
@@ -222,6 +227,11 @@ func look(ctx context.Context, o options, log *slog.Logger) (*host, error) {
 	if h.choice, err = plan.Choose(o.wants, facts); err != nil {
 		return nil, err
 	}
+	var fast plan.FastFacts
+	if h.choice.Transport == state.KernelVXLAN && o.wants.FastPath != "off" {
+		fast = fastpath.Probe()
+	}
+	h.choice = h.choice.Fast(o.wants, fast)
 	if !h.subnet.IsValid() {
 		routes, err := netns.Routes()
 		if err != nil {
@@ -301,7 +311,7 @@ func (h *host) announce(ctx context.Context, node *mesh.Node, a *agent.Agent, w 
 		Transport: h.choice.Transport.String(), PID: os.Getpid(), Warnings: slices.Concat(h.warnings, h.choice.Warnings),
 	}
 	h.log.Info("node is up", "node", r.ID, "name", r.Name, "addr", r.Address, "device", r.Device,
-		"transport", r.Transport, "why", h.choice.Why)
+		"transport", r.Transport, "why", h.choice.Why, "fastpath", h.choice.FastPath)
 	if err := w.tell(r); err != nil {
 		h.log.Warn("nobody was told that the node is ready", "err", err)
 	}

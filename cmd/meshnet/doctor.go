@@ -8,6 +8,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"meshnet/api"
+	"meshnet/fastpath"
 	"meshnet/netns"
 	"meshnet/ovs"
 	"meshnet/plan"
@@ -33,13 +34,14 @@ type finding struct {
 func (t *terminal) doctor() *cli.Command {
 	return &cli.Command{
 		Name: "doctor", Usage: "look whether this host is fit, and what is wrong with it",
-		Description: "Looks at Open vSwitch, datapath, ports, MTU, multicast, offloads, firewall and overlaps, with or without a\n" +
+		Description: "Looks at Open vSwitch, datapath, fast path, ports, MTU, multicast, offloads, firewall and overlaps, with or without a\n" +
 			"daemon. It changes nothing. Exit code 5: it found a fault.",
 		Flags: append([]cli.Flag{
 			&cli.StringFlag{Name: "iface", Usage: "`INTERFACE` that up is given", DefaultText: "of the default route"},
 			&cli.StringFlag{Name: "advertise", Usage: "`ADDRESS` that up is given", DefaultText: "of the interface"},
 			&cli.StringFlag{Name: "ovs", Usage: "`WHICH` Open vSwitch up is given", Value: "auto"},
 			&cli.StringFlag{Name: "datapath", Usage: "`TYPE` that up is given", Value: "auto"},
+			&cli.StringFlag{Name: "fastpath", Usage: "`WHEN` up is given", Value: "auto"},
 		}, dirFlags()...),
 		Action: verb(0, 0, words, func(c *cli.Context) error {
 			e, err := examination(c)
@@ -79,7 +81,7 @@ func (t *terminal) diagnose(c *cli.Context, found []plan.Finding) error {
 
 // examination looks at this host and asks the daemon.
 func examination(c *cli.Context) (e plan.Examination, err error) {
-	e.Wants = plan.Wants{OVS: c.String("ovs"), Datapath: c.String("datapath"), Iface: c.String("iface")}
+	e.Wants = plan.Wants{OVS: c.String("ovs"), Datapath: c.String("datapath"), FastPath: c.String("fastpath"), Iface: c.String("iface")}
 	if s := c.String("advertise"); s != "" {
 		if e.Wants.Advertise, err = netip.ParseAddr(s); err != nil {
 			return e, usage(c, "--advertise %q: want an address of this host", s)
@@ -103,6 +105,7 @@ func examination(c *cli.Context) (e plan.Examination, err error) {
 	if err != nil {
 		return e, err
 	}
+	e.Fast = fastpath.Probe()
 	e.Multicast = netns.Multicasts()
 	e.NFT, e.Droppers = netns.Firewalls()
 	return e, ask(c.Context, api.NewClient(socketOf(c)), &e)

@@ -13,6 +13,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"meshnet/api"
+	"meshnet/fastpath"
 	"meshnet/netns"
 	"meshnet/ovs"
 )
@@ -126,9 +127,10 @@ func purge(ctx context.Context, runDir, stateDir, ovsdb string) error {
 		return err
 	}
 	_, switchErr := ovs.Purge(ctx, ovs.PurgeConfig{RunDir: runDir, OVSDB: ovsdb, Bridge: bridge})
+	_, fastErr := fastpath.New(nil).Purge(ctx)
 	_, linkErr := links.Purge(ctx)
-	errs := []error{switchErr, linkErr}
-	if switchErr == nil && linkErr == nil { // else there is still something to find
+	errs := []error{switchErr, fastErr, linkErr}
+	if switchErr == nil && fastErr == nil && linkErr == nil { // else there is still something to find
 		errs = append(errs,
 			removeOurs(runDir, lockName, "meshnet.sock", "meshnet.log", "meshnet.log.1", "ovs"),
 			removeOurs(stateDir, "identity", "identity.new", "identity.damaged", "log", "log.new", "log.old", "log.damaged", "lock", "peers"))

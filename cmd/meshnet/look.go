@@ -120,6 +120,7 @@ func (t *terminal) overview(s api.Status) {
 		{"digest:", s.Digest},
 		{"transport:", fmt.Sprintf("%s (%s, datapath %s)", s.Transport, s.Encap, s.Datapath)},
 		{"why:", s.Why},
+		{"fast path:", onOff(s.FastPath.On) + " (" + s.FastPath.Why + ")"},
 		{"underlay:", s.Underlay},
 		{"networks:", fmt.Sprint(s.Networks)},
 		{"containers:", fmt.Sprint(s.Attached)},
@@ -211,6 +212,13 @@ func age(d time.Duration) string {
 		return fmt.Sprintf("%dh", d/time.Hour)
 	}
 	return fmt.Sprintf("%dd", d/(24*time.Hour))
+}
+
+func onOff(b bool) string {
+	if b {
+		return "on"
+	}
+	return "off"
 }
 
 func yes(b bool) string {

@@ -73,6 +73,7 @@ func (t *terminal) up() *cli.Command {
 			&cli.StringFlag{Name: "key-file", Usage: "`FILE` with the cluster's key: 16, 24 or 32 bytes, raw, hex or base64"},
 			&cli.StringFlag{Name: "ovs", Usage: "`WHICH` Open vSwitch: auto, host or private", Value: "auto"},
 			&cli.StringFlag{Name: "datapath", Usage: "`TYPE`: auto, system or netdev", Value: "auto"},
+			fastPathFlag(),
 			&cli.StringFlag{Name: "encap", Usage: "`TYPE`: vxlan or geneve", Value: "vxlan"},
 			&cli.UintFlag{Name: "tunnel-port", Usage: "UDP `PORT` of tunnels, equal on all nodes", Value: plan.DefaultTunnelPort},
 			&cli.StringFlag{Name: "default-subnet", Usage: "`PREFIX` of the network default", DefaultText: "10.1.0.0/16, or another where a route overlaps it"},
@@ -81,6 +82,13 @@ func (t *terminal) up() *cli.Command {
 			&cli.StringFlag{Name: "log-format", Usage: "`FORMAT`: text or json", Value: "text"},
 		}, dirFlags()...)),
 		Action: verb(0, 0, words, t.start),
+	}
+}
+
+func fastPathFlag() cli.Flag {
+	return &cli.StringFlag{
+		Name: "fastpath", Value: "auto",
+		Usage: "`WHEN` known packets pass Open vSwitch by, in the kernel: auto, where that can be, or off",
 	}
 }
 
@@ -147,7 +155,7 @@ func socketOf(c *cli.Context) string {
 
 func readOptions(c *cli.Context) (o options, err error) {
 	o = options{
-		wants:   plan.Wants{OVS: c.String("ovs"), Datapath: c.String("datapath"), Iface: c.String("iface")},
+		wants:   plan.Wants{OVS: c.String("ovs"), Datapath: c.String("datapath"), FastPath: c.String("fastpath"), Iface: c.String("iface")},
 		name:    c.String("name"),
 		join:    c.StringSlice("join"),
 		mdns:    !c.Bool("no-mdns"),
@@ -168,6 +176,7 @@ func readOptions(c *cli.Context) (o options, err error) {
 	}{
 		{"ovs", []string{"auto", "host", "private"}},
 		{"datapath", []string{"auto", "system", "netdev"}},
+		{"fastpath", []string{"auto", "off"}},
 		{"encap", []string{"vxlan", "geneve"}},
 		{"log-level", []string{"debug", "info", "warn", "error"}},
 		{"log-format", []string{"text", "json"}},

@@ -1,0 +1,17 @@
+// Package fastpath makes the eBPF fast path of a host equal to the plan: the plan compiled a second
+// time, to two maps in front of Open vSwitch.
+//
+// On transport C every frame climbs into vswitchd and back. What the plan says of exact unicast
+// between known members of one network is little enough for a small program (package bpf) at the
+// ingress of each container's veth and each VXLAN device: it sends such a frame on from device to
+// device and leaves all else, unchanged, to the switch, whose ports are the slow twins of the
+// devices. It may be less permissive than the switch's pipeline, never more.
+//
+// [Compile] is pure and says what the maps should hold. [Path] loads, fills, attaches and repairs: an
+// applier beside those of packages ovs and netns, to run after the devices are made and before the
+// switch. Filters live with their devices and hold the program, which holds the maps; nothing is
+// pinned, so nothing is left when the devices are gone, and packets go on while no daemon runs.
+//
+// The package does not make devices and does not know what the state means. A [Path]'s methods may be
+// called concurrently.
+package fastpath

@@ -1,0 +1,82 @@
+package fastpath
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/cilium/ebpf"
+)
+
+// mutations are the checks of the program, each with what is in its place when it is broken.
+var mutations = []struct{ check, is, broken string }{
+	{"type", "eth->h_proto != bpf_htons(ETH_P_IP)", "0"},
+	{"header too short", "header < sizeof(*ip) || ", ""},
+	{"length less than the header", "total < header || ", ""},
+	{"length more than the frame", " || total > size", ""},
+	{"source MAC", "differ(eth->h_source, p->mac) || ", ""},
+	{"source address", " || ip->saddr != p->ip", ""},
+	{"split horizon", " || known->ifindex == skb->ifindex", ""},
+	{"out of a peer", "p->kind != CONTAINER || ", ""},
+	{"out to the own network", " || (ip->daddr & x->mask) == x->net", ""},
+	{"the host's own address", " || (e->except && ip->saddr == e->except)", ""},
+	{"MACs on the way out", "rename(v, x->near, x->far)", "rename(v, x->far, x->near)"},
+	{"MACs on the way in", "rename(v, e->dst, e->src)", "rename(v, e->dst, e->dst)"},
+	{"into the container", "v->way.how = LOCAL", "v->way.how = OUT"},
+}
+
+// TestMutations breaks one check of the program after the other and wants the comparison with the
+// pipeline to fail for each: a test that cannot fail shows nothing. The check of accelerated VLAN tags
+// is not among them, for a test run has none: TestPath sends one.
+func TestMutations(t *testing.T) {
+	apart(t)
+	if _, err := exec.LookPath("clang"); err != nil {
+		if os.Getenv("MESHNET_REQUIRE") != "" || os.Getenv("CI") == "true" {
+			t.Fatalf("%v; apt-get install clang libbpf-dev", err)
+		}
+		t.Skip(err)
+	}
+	source, err := os.ReadFile("bpf/fast.c")
+	if err != nil {
+		t.Fatal(err)
+	}
+	indexes := someDevices(t, 100)
+	for _, m := range mutations {
+		if strings.Count(string(source), m.is) != 1 {
+			t.Errorf("%s: %q is not once in fast.c", m.check, m.is)
+			continue
+		}
+		p, err := loadSpec(compiled(t, strings.Replace(string(source), m.is, m.broken, 1)), true, 0)
+		if err != nil {
+			t.Errorf("%s: %v", m.check, err)
+			continue
+		}
+		c := comparison{machine: machineOf(t, p), seed: 1, reasons: map[string]int{}, indexes: indexes}
+		err = c.compare(t, 60_000)
+		if err == nil {
+			t.Errorf("%s: nobody notices that it is broken", m.check)
+		} else {
+			t.Logf("%s: %.160v", m.check, err)
+		}
+	}
+}
+
+// compiled returns what clang makes of a source.
+func compiled(t testing.TB, source string) *ebpf.CollectionSpec {
+	t.Helper()
+	file := filepath.Join(t.TempDir(), "fast.c")
+	if err := os.WriteFile(file, []byte(source), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command("clang", "-O2", "-g", "-target", "bpf", "-I/usr/include/x86_64-linux-gnu", "-c", file, "-o", file+".o")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	spec, err := ebpf.LoadCollectionSpec(file + ".o")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return spec
+}

@@ -1,0 +1,181 @@
+package testlab
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+)
+
+// fastStatus is what status says of the fast path.
+type fastStatus struct {
+	FastPath struct {
+		On    bool
+		Why   string
+		Ports []struct {
+			Device, Network, Container    string
+			Fast, Slow, Refused, Returned uint64
+		}
+	} `json:"fast_path"`
+}
+
+// TestFastPath has known packets pass Open vSwitch by: they do not notice that it dies, that the daemon
+// dies, or that the fast path is switched off and on. Without it the scenario set passes as with it.
+// (That one moves is in TestMoves, all other things on transport C are with it too.)
+func TestFastPath(t *testing.T) {
+	l := threeHosts(t)
+	l.withRouter()
+	l.meshnet(1, "network", "create", "inner", "10.3.0.0/16", "--internal")
+	for h := 1; h <= 3; h++ {
+		c := fmt.Sprint("i", h)
+		l.run("container", fmt.Sprint(h), c)
+		l.attach(h, c, "inner")
+	}
+	t.Run("counted", func(t *testing.T) { l.on(t).counted() })
+	t.Run("steady", func(t *testing.T) { l.on(t).steady() })
+	for h := 1; h <= 3; h++ {
+		l.again(h, "--fastpath", "off")
+		l.fast(h, false, "--fastpath off")
+		l.eventually("nothing is left of the fast path", 5*time.Second, func() bool { return l.nothingOfFast(h) == "" })
+	}
+	t.Run("off", func(t *testing.T) {
+		for _, scenario := range []struct {
+			name string
+			want func(*lab)
+		}{
+			{"matrix", (*lab).reach}, {"spoofed", (*lab).spoofed}, {"multicast", (*lab).multicast}, {"gateway", (*lab).gateway},
+			{"published", (*lab).published},
+		} {
+			t.Run(scenario.name, func(t *testing.T) { scenario.want(l.on(t)) })
+		}
+	})
+	l.meshnet(1, "down", "--purge")
+	if left := l.nothingOfFast(1); left != "" {
+		t.Errorf("purged, and there is still\n%s", left)
+	}
+}
+
+// fast wants a host's fast path on or off, and the reason in status and doctor.
+func (l *lab) fast(host int, on bool, why string) {
+	l.t.Helper()
+	if s := ask[fastStatus](l, host, "status").FastPath; s.On != on || !strings.Contains(s.Why, why) {
+		l.t.Errorf("host %d: fast path %t, %q; want %t, %q", host, s.On, s.Why, on, why)
+	}
+}
+
+// nothingOfFast returns what a host has of the fast path.
+func (l *lab) nothingOfFast(host int) string {
+	l.t.Helper()
+	return l.findings(host, `tc qdisc show | grep clsact
+		for d in $(ls /sys/class/net); do tc filter show dev $d ingress; done
+		ip -br link | grep -E '^(mc|mv|mesh)[so]'
+		ls -A /sys/fs/bpf`)
+}
+
+// counted wants what goes which way to be told, port by port.
+func (l *lab) counted() {
+	for h := 1; h <= 3; h++ {
+		l.fast(h, true, "the kernel has")
+	}
+	if out := l.say(1, "meshnet", "doctor").out; !strings.Contains(out, "fastpath") || !strings.Contains(out, "on: the kernel has") {
+		l.t.Errorf("doctor says\n%s", out)
+	}
+	if l.nothingOfFast(1) == "" {
+		l.t.Error("nothing of the fast path is found: what looks for the rest of it later is blind")
+	}
+	a1, a2, a3 := l.address("c1", "web"), l.address("c2", "web"), l.address("c3", "web")
+	l.run("in", "1", "c1", "ping", "-q", "-c", "20", "-i", "0.01", a2)
+	l.run("in", "1", "c1", "ping", "-q", "-c", "20", "-i", "0.01", router)
+	for range 3 { // in c3's name
+		if out, err := l.part(1, "c1", "frame", "eth0", datagram(macOf(a1), macOf(a2), a3, a2, 9998, "in the name of c3")).CombinedOutput(); err != nil {
+			l.t.Fatalf("frame: %v %s", err, out)
+		}
+	}
+	var container, peers, gateway uint64
+	for _, p := range ask[fastStatus](l, 1, "status").FastPath.Ports {
+		switch {
+		case p.Container == "c1" && p.Network == "web":
+			container = p.Fast
+			if p.Refused != 3 || p.Slow == 0 || p.Returned == 0 { // ARP goes by the switch
+				l.t.Errorf("%+v; want 3 refused, some slow and some from the switch", p)
+			}
+		case strings.HasPrefix(p.Device, "mv-") && p.Network == "web":
+			peers = p.Fast
+		case p.Device == "mesh-gw-port":
+			gateway = p.Fast
+		}
+	}
+	// The way to the world is by the network that the container was attached to first.
+	if container < 20 || peers < 20 || gateway < 20 {
+		l.t.Errorf("fast from c1 %d, from peers %d, from the world %d; want at least the 20 pings", container, peers, gateway)
+	}
+}
+
+// steady sends pings and a stream by TCP from host to host, and does to host 1 what neither may notice. What
+// goes by the fast path is pinged each millisecond. While it is off vswitchd itself drops what finds it
+// busy for some tenths of a second, so then the pings are fewer.
+func (l *lab) steady() {
+	to := l.address("c2", "web")
+	l.run("in", "2", "c2", "iperf3", "-s", "-1", "-D")
+	l.run("in", "1", "c1", "ping", "-c", "2", "-i", "0.2", to)
+	ping := l.command("in", "1", "c1", "ping", "-q", "-i", "0.001", "-W", "2", to)
+	stream := l.command("in", "1", "c1", "iperf3", "-J", "-i", "0.5", "-l", "4K", "-b", "20M", "-t", "120", "-c", to)
+	var pings, streamed bytes.Buffer
+	ping.Stdout, stream.Stdout = &pings, &streamed
+	for _, cmd := range []interface{ Start() error }{ping, stream} {
+		if err := cmd.Start(); err != nil {
+			l.t.Fatal(err)
+		}
+	}
+	time.Sleep(time.Second)
+	l.run("pause", "1") // or it would be back at once
+	l.run("killovs", "1", "ovs-vswitchd")
+	time.Sleep(10 * time.Second)
+	if out := l.findings(1, "pgrep -a ovs-vswitchd"); out != "" {
+		l.t.Errorf("vswitchd runs: %s", out)
+	}
+	l.run("resume", "1")
+	l.run("converged")
+	l.run("kill", "1")
+	l.run("start", "1")
+	l.run("converged")
+	l.run("exec", "1", "pkill", "-INT", "-f", "^ping -q -i 0.001 -W 2 "+to+"$")
+	pinged := ping.Wait()
+	stop := l.pinging(1, "c1", to)
+	for _, flags := range [][]string{{"--fastpath", "off"}, {}} {
+		l.again(1, flags...)
+		l.run("converged")
+		time.Sleep(time.Second)
+	}
+	l.fast(1, true, "the kernel has")
+	if lost, gap := stop(); lost > 0 {
+		l.t.Errorf("%d pings lost while the fast path was switched off and on, longest silence %s", lost, gap)
+	}
+	l.run("exec", "1", "pkill", "-INT", "-f", "^iperf3 -J -i 0.5 .*-c "+to+"$")
+	ended := stream.Wait()
+	m := lossRE.FindStringSubmatch(pings.String())
+	if m == nil || m[1] != m[2] {
+		l.t.Errorf("ping: %v\n%s", pinged, pings.String())
+	}
+	l.t.Log(strings.TrimSpace(pings.String()))
+	var v struct {
+		Intervals []struct{ Sum struct{ Bytes float64 } }
+	}
+	if err := json.Unmarshal(streamed.Bytes(), &v); err != nil || len(v.Intervals) < 30 {
+		l.t.Fatalf("iperf3: %v, %v\n%s", ended, err, streamed.String())
+	}
+	var moved []float64
+	for _, i := range v.Intervals[:len(v.Intervals)-1] {
+		moved = append(moved, i.Sum.Bytes)
+	}
+	l.t.Logf("a stream over %d half seconds, at least %.0f kB in each", len(moved), slices.Min(moved)/1000)
+	if slices.Min(moved) == 0 {
+		l.t.Errorf("the stream stood: %v", moved)
+	}
+}
+
+var lossRE = regexp.MustCompile(`(\d+) packets transmitted, (\d+) received`)
