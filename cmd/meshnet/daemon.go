@@ -177,8 +177,12 @@ func run(ctx context.Context, o options, log *slog.Logger, w waiting, warnings [
 	if err != nil {
 		return err
 	}
+	podman, err := docker.NewPodman("")
+	if err != nil {
+		return err
+	}
 	doer, err := agent.New(agent.Config{
-		Mesh: node, Links: links, Switch: bridge, Sandboxes: &containers{dockerd}, Paths: bridge.Paths,
+		Mesh: node, Links: links, Switch: bridge, Sandboxes: &containers{[]engine{dockerd, podman}}, Paths: bridge.Paths,
 		Choice: h.choice, Underlay: h.underlay, Version: version, Warnings: h.warnings, Log: log,
 	})
 	if err != nil {
