@@ -36,6 +36,17 @@ func (l *lab) warning(host int, text string) (line string) {
 	return line
 }
 
+// line returns the line with a text of what meshnet prints on a host.
+func (l *lab) line(host int, text string, args ...string) string {
+	l.t.Helper()
+	for s := range strings.Lines(l.meshnet(host, args...)) {
+		if strings.Contains(s, text) {
+			return s
+		}
+	}
+	return ""
+}
+
 // logged returns the last line of a host's log that holds a text, empty if none does.
 func (l *lab) logged(host int, text string) string {
 	l.t.Helper()

@@ -401,7 +401,7 @@ func TestPodman(t *testing.T) {
 		t.Errorf("p2 is %s", now)
 	}
 	run("p3")
-	l.meshnet(1, "attach", "--netns", podman("inspect", "-f", "{{.NetworkSettings.SandboxKey}}", "p3"), "web")
+	l.meshnet(1, "attach", "--netns", "/proc/"+podman("inspect", "-f", "{{.State.Pid}}", "p3")+"/ns/net", "web")
 	ping("p3")
 	podman("rename", "p1", "front")
 	l.until("renamed", func() bool { return l.names(1, "front") != "" })

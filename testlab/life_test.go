@@ -145,12 +145,12 @@ func (l *lab) peersAway() {
 	to := l.attach(2, "a2", "web")
 	l.t.Logf("attached alone after %s", time.Since(began).Round(time.Millisecond))
 	l.run("in", "2", "a1", "ping", "-c", "1", "-W", "2", to)
-	l.meshnet(2, "network", "create", "alone")
+	read := l.meshnet(2, "network", "create", "alone")
 	l.meshnet(2, "detach", "a2", "web")
 	l.run("heal")
 	healed := time.Now()
 	l.run("converged", "-t", "30")
-	l.life("peers away", "a node starts while it reaches nobody: create, attach, detach, ping; then the cut heals", time.Since(healed), -1, "the answers of create, attach and detach as ever")
+	l.life("peers away", "a node starts while it reaches nobody: create, attach, detach, ping; then the cut heals", time.Since(healed), -1, read)
 	if names := l.meshnet(5, "network", "ls"); !strings.Contains(names, "alone") {
 		l.t.Errorf("what was made alone is lost:\n%s", names)
 	}
@@ -246,6 +246,7 @@ func TestCutWithoutMDNS(t *testing.T) {
 			t.Errorf("host %d is cut off and sees %d alive", h+1, s.NodesAlive)
 		}
 	}
+	read := l.line(1, "h3", "nodes")
 	l.meshnet(3, "network", "create", "right")
 	l.run("heal")
 	began := time.Now()
@@ -253,7 +254,7 @@ func TestCutWithoutMDNS(t *testing.T) {
 		s := ask[statusJSON](l, 1, "status")
 		return s.NodesAlive == 3 && s.NodesAgreeing == 3 && strings.Contains(l.meshnet(2, "network", "ls"), "right")
 	})
-	l.life("cut, mDNS blocked", fmt.Sprintf("three nodes cut 2:1 for %s, healed", *longCut), time.Since(began), -1, "nodes: dead, then alive; events: peer lost, peer found")
+	l.life("cut, mDNS blocked", fmt.Sprintf("three nodes cut 2:1 for %s, healed", *longCut), time.Since(began), -1, read)
 }
 
 // TestClustersApart: two clusters on one segment, both finding their own by mDNS, know nothing of each
@@ -274,7 +275,7 @@ func TestClustersApart(t *testing.T) {
 			t.Errorf("host %d of %s: %+v\n%s", i+1, c, s, names)
 		}
 	}
-	l.life("two clusters on one LAN", "red and blue of two nodes each, both with one subnet", 0, -1, "each knows its own two nodes and its own network")
+	l.life("two clusters on one LAN", "red and blue of two nodes each, both with one subnet", 0, -1, l.line(1, "converged", "status"))
 }
 
 // TestFullDisk: a host whose disk is full refuses new attachments in one line, keeps those it has, sees
@@ -421,6 +422,7 @@ func TestUpgrade(t *testing.T) {
 	l.run("exec", "1", next, "up", "-d")
 	l.run("converged", "-t", "20")
 	change(2, next, "next")
+	read := l.line(3, "h2", "nodes")
 	change(3, next, "next")
 	l.run("container", "4", "c4")
 	l.attach(4, "c4", "web")
@@ -437,7 +439,7 @@ func TestUpgrade(t *testing.T) {
 	}
 	for h, stop := range stops {
 		lost, gap := stop()
-		l.life("upgrade", fmt.Sprintf("host %d to a next version and back beside the others, 7 changes of a daemon; longest silence %.2f s", h+1, gap.Seconds()), slowest, lost, "nodes shows both versions")
+		l.life("upgrade", fmt.Sprintf("host %d to a next version and back beside the others, 7 changes of a daemon; longest silence %.2f s", h+1, gap.Seconds()), slowest, lost, read)
 		if lost > 0 {
 			t.Errorf("host %d: %d pings lost", h+1, lost)
 		}
