@@ -1,6 +1,7 @@
 package docker
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -16,12 +17,15 @@ import (
 	"meshnet/state"
 )
 
-// ErrNoDocker says that nobody listens at Docker's socket: there is no Docker here, or it does not
-// run.
-var ErrNoDocker = errors.New("docker does not run here")
+// ErrNoDocker says that nobody listens at an engine's socket: there is no Docker (or Podman) here, or it
+// does not run.
+var ErrNoDocker = errors.New("it does not run here")
 
-// socketDefault is where the Docker daemon listens unless told otherwise.
-const socketDefault = "/var/run/docker.sock"
+// Where the engines listen unless told otherwise (dockerd(8), podman-system-service(1)).
+const (
+	socketDocker = "/var/run/docker.sock"
+	socketPodman = "/run/podman/podman.sock"
+)
 
 // answerMax bounds one question. A Docker that starts many containers at once is slow, not stuck.
 const answerMax = 5 * time.Second
@@ -29,24 +33,44 @@ const answerMax = 5 * time.Second
 // shortID is how many digits of an id people are shown.
 const shortID = 12
 
-// Client asks one Docker daemon.
+// Client asks one engine: a Docker daemon, or Podman's service, which speaks the same language.
 type Client struct {
 	api    *client.Client
 	socket string
+	name   string // of the engine, for people
+	mark   string // Path of the sources of its containers
 	proc   string // where the kernel shows processes
 }
 
-// New returns a client for a socket; empty: /var/run/docker.sock. Nothing is asked yet, and nobody
-// has to listen.
+// New returns a client for Docker at a socket; empty: /var/run/docker.sock. Nothing is asked yet, and
+// nobody has to listen.
 func New(socket string) (*Client, error) {
-	if socket == "" {
-		socket = socketDefault
-	}
+	return newClient("Docker", cmp.Or(socket, socketDocker), "")
+}
+
+// NewPodman returns a client for Podman's service at a socket; empty: /run/podman/podman.sock. Sources of
+// its containers have [Podman] as their path.
+func NewPodman(socket string) (*Client, error) {
+	return newClient("Podman", cmp.Or(socket, socketPodman), Podman)
+}
+
+// Podman is the path in sources of containers of Podman. Those of Docker have none.
+const Podman = "podman"
+
+func newClient(name, socket, mark string) (*Client, error) {
 	api, err := client.New(client.WithHost("unix://" + socket))
 	if err != nil {
-		return nil, fmt.Errorf("make a Docker client for %s: %w", socket, err)
+		return nil, fmt.Errorf("make a client of %s for %s: %w", name, socket, err)
 	}
-	return &Client{api, socket, "/proc"}, nil
+	return &Client{api: api, socket: socket, name: name, mark: mark, proc: "/proc"}, nil
+}
+
+// Name returns the name of the engine, for people.
+func (c *Client) Name() string { return c.name }
+
+// Source returns what is kept of a container: how it is found again.
+func (c *Client) Source(id string) state.Source {
+	return state.Source{Kind: state.SourceDocker, Docker: id, Path: c.mark}
 }
 
 // Container is what Docker says of a container.
@@ -77,7 +101,7 @@ func (c *Client) Find(ctx context.Context, ref string) (Container, bool, error) 
 	case errdefs.IsInvalidArgument(err):
 		return Container{}, false, c.ambiguous(ctx, ref, err)
 	}
-	return Container{}, false, c.failed("ask Docker for container "+ref, err)
+	return Container{}, false, c.failed("ask "+c.name+" for container "+ref, err)
 }
 
 // Inspect returns a container by its id. The error wraps [state.ErrNoContainer] if it was removed and
@@ -90,7 +114,7 @@ func (c *Client) Inspect(ctx context.Context, id string) (Container, error) {
 		return Container{}, state.Refuse(state.ErrNoContainer, "container %.*s was removed", shortID, id)
 	}
 	if err != nil {
-		return Container{}, c.failed(fmt.Sprintf("ask Docker for container %.*s", shortID, id), err)
+		return Container{}, c.failed(fmt.Sprintf("ask %s for container %.*s", c.name, shortID, id), err)
 	}
 	return read(got.Container), nil
 }
@@ -125,7 +149,7 @@ func (c *Client) ambiguous(ctx context.Context, ref string, refused error) error
 		may = append(may, what)
 	}
 	if len(may) < 2 {
-		return c.failed("ask Docker for container "+ref, refused)
+		return c.failed("ask "+c.name+" for container "+ref, refused)
 	}
 	slices.Sort(may)
 	return state.Refuse(state.ErrInvalid, "container %s is ambiguous: %s; give more of the id, or the name", ref, strings.Join(may, ", "))
@@ -138,7 +162,7 @@ func (c *Client) failed(what string, err error) error {
 	case client.IsErrConnectionFailed(err), errors.As(err, &op) && op.Op == "dial":
 		return fmt.Errorf("%s: %w (%w)", what, ErrNoDocker, err)
 	case errors.Is(err, context.DeadlineExceeded):
-		return fmt.Errorf("%s: no answer within %v; see whether docker ps answers: %w", what, answerMax, err)
+		return fmt.Errorf("%s: no answer within %v; see whether %s ps answers: %w", what, answerMax, strings.ToLower(c.name), err)
 	}
 	return fmt.Errorf("%s: %w", what, err)
 }
@@ -158,7 +182,7 @@ func plausible(ref string) bool {
 // Reachable asks whether Docker answers; the error wraps [ErrNoDocker] if nobody listens.
 func (c *Client) Reachable(ctx context.Context) error {
 	if _, err := c.api.Ping(ctx, client.PingOptions{}); err != nil {
-		return c.failed("ask Docker at "+c.socket, err)
+		return c.failed("ask "+c.name+" at "+c.socket, err)
 	}
 	return nil
 }

@@ -6,7 +6,6 @@ import (
 	"strings"
 
 	"meshnet/agent"
-	"meshnet/state"
 )
 
 // The labels that put a container on networks when it starts. Values with several entries have commas
@@ -62,9 +61,9 @@ func fields(value string) []string {
 }
 
 // described is a container as the agent wants it.
-func described(id, name string, running bool, labels map[string]string) agent.Container {
+func (c *Client) described(id, name string, running bool, labels map[string]string) agent.Container {
 	return agent.Container{
-		Source: state.Source{Kind: state.SourceDocker, Docker: id}, Name: strings.TrimPrefix(name, "/"),
+		Source: c.Source(id), Name: strings.TrimPrefix(name, "/"),
 		Running: running, Wants: Wants(labels),
 	}
 }

@@ -9,7 +9,7 @@ import (
 )
 
 // Process returns the first process of a running container by its id without asking Docker: the
-// oldest one whose control group is named after the container, by any of Docker's cgroup drivers.
+// oldest one whose control group is named after the container, by any of the engines' cgroup drivers.
 // False if none is found.
 func (c *Client) Process(id string) (pid int, found bool) {
 	if len(id) < shortID {
@@ -42,7 +42,7 @@ func inGroup(dir, id string) bool {
 	}
 	for line := range strings.Lines(string(b)) {
 		for part := range strings.SplitSeq(strings.TrimSpace(line), "/") {
-			if part == id || part == "docker-"+id+".scope" {
+			if part == id || part == "docker-"+id+".scope" || part == "libpod-"+id || part == "libpod-"+id+".scope" {
 				return true
 			}
 		}

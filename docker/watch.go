@@ -49,7 +49,8 @@ func (c *Client) stream(ctx context.Context, tell func(agent.Happening)) (opened
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	filters := client.Filters{}.Add("type", string(events.ContainerEventType))
-	for _, a := range []events.Action{events.ActionStart, events.ActionDie, events.ActionDestroy, events.ActionRename} {
+	// Podman says remove where Docker says destroy.
+	for _, a := range []events.Action{events.ActionStart, events.ActionDie, events.ActionDestroy, events.ActionRemove, events.ActionRename} {
 		filters.Add("event", string(a))
 	}
 	// A Docker that accepts connections and answers nothing is there all the same once it answers.
@@ -67,7 +68,7 @@ func (c *Client) stream(ctx context.Context, tell func(agent.Happening)) (opened
 	for {
 		select {
 		case m := <-got.Messages:
-			tell(happening(m))
+			tell(c.happening(m))
 		case <-resync.C:
 			tell(agent.Happening{All: true})
 		case <-got.Err:
@@ -80,8 +81,8 @@ func (c *Client) stream(ctx context.Context, tell func(agent.Happening)) (opened
 
 // happening reads an event. Its attributes are the container's labels, with its name and image among
 // them.
-func happening(m events.Message) agent.Happening {
-	h := agent.Happening{Container: described(m.Actor.ID, m.Actor.Attributes["name"], m.Action == events.ActionStart, m.Actor.Attributes)}
+func (c *Client) happening(m events.Message) agent.Happening {
+	h := agent.Happening{Container: c.described(m.Actor.ID, m.Actor.Attributes["name"], m.Action == events.ActionStart, m.Actor.Attributes)}
 	switch m.Action {
 	case events.ActionStart:
 		h.What = agent.Started
@@ -112,7 +113,7 @@ func (c *Client) List(ctx context.Context) ([]agent.Container, error) {
 			}
 		}
 		running := s.State == container.StateRunning || s.State == container.StatePaused
-		out = append(out, described(s.ID, name, running, s.Labels))
+		out = append(out, c.described(s.ID, name, running, s.Labels))
 	}
 	return out, nil
 }

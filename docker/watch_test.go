@@ -2,6 +2,7 @@ package docker_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/http"
@@ -51,6 +52,20 @@ func TestWants(t *testing.T) {
 		if got := docker.Wants(tt.labels); !reflect.DeepEqual(got, tt.want) {
 			t.Errorf("%v is %+v, want %+v", tt.labels, got, tt.want)
 		}
+	}
+}
+
+// Containers of Podman are not taken for Docker's.
+func TestPodmanSource(t *testing.T) {
+	c, err := docker.NewPodman(filepath.Join(t.TempDir(), "none.sock"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if s := c.Source(id("aa")); c.Name() != "Podman" || s != (state.Source{Kind: state.SourceDocker, Docker: id("aa"), Path: docker.Podman}) {
+		t.Errorf("%s %+v", c.Name(), s)
+	}
+	if _, _, err := c.Find(t.Context(), "web"); !errors.Is(err, docker.ErrNoDocker) || !strings.Contains(err.Error(), "ask Podman for container web") {
+		t.Error(err)
 	}
 }
 
@@ -118,7 +133,7 @@ func TestWatch(t *testing.T) {
 	for _, e := range []struct {
 		action string
 		what   agent.What
-	}{{"start", agent.Started}, {"die", agent.Ended}, {"rename", agent.Renamed}, {"destroy", agent.Ended}} {
+	}{{"start", agent.Started}, {"die", agent.Ended}, {"rename", agent.Renamed}, {"destroy", agent.Ended}, {"remove", agent.Ended}} {
 		d.event(e.action, web)
 		h := next()
 		if h.All || h.What != e.what || h.Container.Name != "web" || h.Container.Source.Docker != web.id ||
@@ -136,7 +151,7 @@ func TestWatch(t *testing.T) {
 	}
 	d.mu.Lock()
 	for _, f := range d.filters {
-		for _, want := range []string{`"container"`, `"start"`, `"die"`, `"destroy"`, `"rename"`} {
+		for _, want := range []string{`"container"`, `"start"`, `"die"`, `"destroy"`, `"remove"`, `"rename"`} {
 			if !strings.Contains(f, want) {
 				t.Errorf("events asked for by %s, without %s", f, want)
 			}

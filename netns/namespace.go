@@ -5,7 +5,9 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"runtime"
+	"strings"
 	"syscall"
 
 	"github.com/vishvananda/netns"
@@ -78,6 +80,9 @@ func openNamespace(path string) (*os.File, error) {
 	// A path that a person gave may be a pipe, at which a plain open would wait for ever.
 	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
 	if absent(err) {
+		f, err = openThread(path)
+	}
+	if absent(err) {
 		return nil, fmt.Errorf("open network namespace %s: %w", path, ErrGone)
 	}
 	if err != nil {
@@ -88,6 +93,34 @@ func openNamespace(path string) (*os.File, error) {
 		return nil, err
 	}
 	return f, nil
+}
+
+// threadTries is how often the threads of a process are gone through. One is enough unless a thread takes
+// the first one's place in between, which happens once.
+const threadTries = 3
+
+// openThread opens the namespace of a process whose first thread has none: that has ended and others
+// live. So it is for a moment where another thread than the first calls execve(2), which ends the first
+// and takes its place: a program that starts the next one must not count as gone.
+func openThread(path string) (*os.File, error) {
+	dir, ok := strings.CutSuffix(path, "/ns/net")
+	if !ok || filepath.Dir(dir) != "/proc" {
+		return nil, fs.ErrNotExist
+	}
+	for range threadTries {
+		threads, err := os.ReadDir(filepath.Join(dir, "task"))
+		if err != nil {
+			return nil, err
+		}
+		// The place may have been taken by now, so the first comes last.
+		for i := len(threads) - 1; i >= 0; i-- {
+			f, err := os.OpenFile(filepath.Join(dir, "task", threads[i].Name(), "ns/net"), os.O_RDONLY, 0)
+			if !absent(err) {
+				return f, err
+			}
+		}
+	}
+	return nil, fs.ErrNotExist
 }
 
 // checkNamespace tells whether an open file is a network namespace.

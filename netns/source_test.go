@@ -2,14 +2,19 @@ package netns_test
 
 import (
 	"errors"
+	"fmt"
+	"io/fs"
 	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"syscall"
 	"testing"
+
+	"golang.org/x/sys/unix"
 
 	"meshnet/netns"
 	"meshnet/netns/nstest"
@@ -131,6 +136,72 @@ func TestProcess(t *testing.T) {
 		if _, _, err := netns.FromPID(pid); err == nil || !strings.Contains(err.Error(), "want a process id") {
 			t.Errorf("FromPID(%d): %v", pid, err)
 		}
+	}
+}
+
+// firstThread, in the environment, makes TestProcessWithoutFirstThread the process it is about.
+const firstThread = "MESHNET_FIRST_THREAD"
+
+// endFirstThread ends the thread that the process is named after, and lets the others live.
+func endFirstThread() {
+	for range 100 {
+		first := make(chan bool)
+		go func() {
+			runtime.LockOSThread()
+			first <- unix.Gettid() == os.Getpid()
+			if unix.Gettid() == os.Getpid() {
+				unix.Syscall(unix.SYS_EXIT, 0, 0, 0)
+			}
+			select {}
+		}()
+		if <-first {
+			select {}
+		}
+	}
+	panic("the first thread does not come up")
+}
+
+// A process lives on without its first thread: one that pthread_exit(3) ended, or, for a moment, the one
+// that execve(2) ends where another thread calls it. /proc/PID/ns is empty then.
+func TestProcessWithoutFirstThread(t *testing.T) {
+	if os.Getenv(firstThread) != "" {
+		endFirstThread()
+	}
+	if !nstest.Inside(t) {
+		return
+	}
+	b := box(t, "c1")
+	cmd := exec.Command("nsenter", "--net="+b.Path, os.Args[0], "-test.run=^"+t.Name()+"$")
+	cmd.Env = append(os.Environ(), firstThread+"=ends")
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer cmd.Wait()
+	defer cmd.Process.Kill()
+	path := fmt.Sprintf("/proc/%d/ns/net", cmd.Process.Pid)
+	within(t, "its first thread ended", func() bool {
+		_, err := os.Stat(path)
+		return errors.Is(err, fs.ErrNotExist)
+	})
+	f, s, err := netns.FromPID(cmd.Process.Pid)
+	if err != nil {
+		t.Fatalf("FromPID: %v", err)
+	}
+	defer f.Close()
+	if s.Inode != b.Inode {
+		t.Errorf("FromPID: namespace %d, want %d", s.Inode, b.Inode)
+	}
+	if got, err := netns.Open(s); err != nil || got.Path != path || got.Inode != b.Inode {
+		t.Errorf("Open: %+v, %v", got, err)
+	}
+	if err := netns.Tell(plan.Sandbox{Path: path, Inode: b.Inode}, "nobody", nil); err == nil || errors.Is(err, netns.ErrGone) {
+		t.Errorf("Tell: %v; want that nobody listens", err)
+	}
+	cmd.Process.Kill()
+	cmd.Wait()
+	if _, err := netns.Open(s); !errors.Is(err, netns.ErrGone) {
+		t.Errorf("after its end: %v; want ErrGone", err)
 	}
 }
 

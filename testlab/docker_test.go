@@ -345,6 +345,74 @@ func TestNoDocker(t *testing.T) {
 	}
 }
 
+// TestPodman attaches containers of Podman by name, by the path of their namespace and by label. Podman
+// removes, restarts and renames them, with the daemon there or not.
+func TestPodman(t *testing.T) {
+	if _, err := exec.LookPath("podman"); err != nil {
+		t.Fatal("podman is not installed: testlab/deps podman")
+	}
+	l := up(t, "-n", "2")
+	l.meshnet(1, "network", "create", "web", "10.2.0.0/16")
+	l.run("container", "2", "c2")
+	there := l.attach(2, "c2", "web")
+	if s := l.say(1, "meshnet", "attach", "p1", "web"); s.code != 1 || !strings.Contains(s.err, "systemctl enable --now podman.socket") {
+		t.Errorf("while Podman's service does not run: %+v", s)
+	}
+	dir := "/tmp/meshnet-" + l.name + "/podman"
+	flags := []string{"podman", "--root", dir + "/root", "--runroot", "/run/containers", "--tmpdir", "/run/libpod", "--runtime", "runc",
+		"--cgroup-manager", "cgroupfs", "--events-backend", "file", "--storage-driver", "vfs"}
+	podman := func(args ...string) string {
+		t.Helper()
+		return strings.TrimSpace(l.run(slices.Concat([]string{"exec", "1"}, flags, args)...))
+	}
+	l.run("exec", "1", "sh", "-c", "mkdir -p /run/podman; setsid "+strings.Join(flags, " ")+
+		" system service --time 0 unix:///run/podman/podman.sock >/run/podman.log 2>&1 </dev/null &")
+	l.until("Podman answers", func() bool { return l.say(1, "test", "-S", "/run/podman/podman.sock").code == 0 })
+	l.run("exec", "1", "sh", "-c", "mkdir -p /run/image/bin && cp $(command -v busybox) /run/image/bin/ && for a in sh sleep ip ping; do ln -s busybox /run/image/bin/$a; done && tar -C /run/image -cf /run/image.tar .")
+	podman("import", "/run/image.tar", "busybox")
+	run := func(name string, more ...string) {
+		t.Helper()
+		podman(append(append([]string{"run", "-d", "--network", "none", "--name", name}, more...), "busybox", "/bin/sleep", "100000")...)
+	}
+	ping := func(name string) {
+		t.Helper()
+		l.until(name+" is connected", func() bool {
+			return l.say(1, "nsenter", "-n", "-t", podman("inspect", "-f", "{{.State.Pid}}", name), "ping", "-c", "1", "-W", "1", there).code == 0
+		})
+	}
+	run("p1")
+	l.attach(1, "p1", "web")
+	ping("p1")
+	was := l.names(1, "p1")
+	for _, down := range []bool{false, true} {
+		if down {
+			l.run("kill", "1")
+		}
+		podman("restart", "-t", "0", "p1")
+		if down {
+			l.run("start", "1")
+		}
+		l.until("back", func() bool { return l.names(1, "p1") == was })
+		ping("p1")
+	}
+	run("p2", "--label", "meshnet.network=web", "--label", "meshnet.ip=10.2.0.9")
+	ping("p2")
+	if now := l.names(1, "p2"); !strings.Contains(now, "10.2.0.9/16") {
+		t.Errorf("p2 is %s", now)
+	}
+	run("p3")
+	l.meshnet(1, "attach", "--netns", "/proc/"+podman("inspect", "-f", "{{.State.Pid}}", "p3")+"/ns/net", "web")
+	ping("p3")
+	podman("rename", "p1", "front")
+	l.until("renamed", func() bool { return l.names(1, "front") != "" })
+	podman("rm", "-f", "-t", "0", "front")
+	l.until("removed", func() bool { return l.names(1, "front") == "" })
+	l.run("kill", "1")
+	podman("rm", "-f", "-t", "0", "p2", "p3")
+	l.run("start", "1")
+	l.until("all are gone", func() bool { return l.names(1, "p2") == "" })
+}
+
 var errorRE = regexp.MustCompile(`error: `)
 
 // TestRemovedAtOnce removes fifty containers while the daemon is down.

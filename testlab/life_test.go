@@ -103,7 +103,7 @@ func TestManyUp(t *testing.T) {
 	wg.Wait()
 	t.Logf("all are ready after %s", time.Since(began).Round(time.Millisecond))
 	l.run("converged", "-t", "20")
-	t.Logf("one mesh after %s", time.Since(began).Round(time.Millisecond))
+	one := time.Since(began)
 	for h := 1; h <= 5; h++ {
 		s := ask[statusJSON](l, h, "status")
 		if s.NodesAlive != 5 || s.NodesAgreeing != 5 || len(strings.Fields(l.run("exec", fmt.Sprint(h), "pgrep", "-f", "meshnet up"))) != 1 {
@@ -113,9 +113,11 @@ func TestManyUp(t *testing.T) {
 			t.Errorf("host %d has networks %v", h, names)
 		}
 	}
-	if s := l.say(1, "meshnet", "up", "-d"); s.code != 0 || !strings.Contains(s.out, "runs already") {
-		t.Errorf("up again: %+v", s)
+	again := l.say(1, "meshnet", "up", "-d")
+	if again.code != 0 || !strings.Contains(again.out, "runs already") {
+		t.Errorf("up again: %+v", again)
 	}
+	l.life("many up", "five hosts start in the same second, on one of them up five times", one, -1, again.out)
 	t.Run("two daemons on one state directory", func(t *testing.T) {
 		s := l.on(t).say(1, "meshnet", "up", "-d", "--run-dir", "/run/second", "--port", "17947", "--ovs", "private")
 		if s.code != 1 || strings.Count(s.err, "\n") != 1 || !strings.Contains(s.err, "another meshnet daemon uses it") {
@@ -143,10 +145,12 @@ func (l *lab) peersAway() {
 	to := l.attach(2, "a2", "web")
 	l.t.Logf("attached alone after %s", time.Since(began).Round(time.Millisecond))
 	l.run("in", "2", "a1", "ping", "-c", "1", "-W", "2", to)
-	l.meshnet(2, "network", "create", "alone")
+	read := l.meshnet(2, "network", "create", "alone")
 	l.meshnet(2, "detach", "a2", "web")
 	l.run("heal")
+	healed := time.Now()
 	l.run("converged", "-t", "30")
+	l.life("peers away", "a node starts while it reaches nobody: create, attach, detach, ping; then the cut heals", time.Since(healed), -1, read)
 	if names := l.meshnet(5, "network", "ls"); !strings.Contains(names, "alone") {
 		l.t.Errorf("what was made alone is lost:\n%s", names)
 	}
@@ -173,12 +177,12 @@ func (l *lab) cloned() {
 			return strings.Contains(l.meshnet(h, "status"), "two hosts are node")
 		})
 	}
-	l.t.Logf("both know after %s", time.Since(began).Round(time.Millisecond))
+	know := time.Since(began)
 	s := l.say(5, "meshnet", "network", "create", "no")
 	if s.code == 0 || strings.Count(s.err, "\n") != 1 || !strings.Contains(s.err, "192.0.2.4") || !strings.Contains(s.err, "192.0.2.5") {
 		l.t.Errorf("the clone with the larger address: %+v", s)
 	}
-	l.t.Log(strings.TrimSpace(s.err))
+	l.life("cloned machine: both know", "host 5 starts with host 4's state, machine id and name", know, -1, s.err)
 	l.meshnet(4, "network", "create", "after")
 	l.meshnet(5, "down")
 	l.run("exec", "5", "rm", "-rf", "/var/lib/meshnet/identity", "/var/lib/meshnet/log")
@@ -206,7 +210,7 @@ func TestAddressFollows(t *testing.T) {
 	l.run("converged", "-t", "10")
 	l.run("matrix", "web")
 	lost, gap := stop()
-	t.Logf("address known after %s; %d pings at 100/s lost, longest silence %s, of which 2 s without an address", took.Round(time.Millisecond), lost, gap.Round(time.Millisecond))
+	l.life("another address", fmt.Sprintf("the address is gone for 2 s, then there is another; longest silence %.1f s", gap.Seconds()), took, lost, l.logged(2, "underlay"))
 	if gap > 10*time.Second {
 		t.Errorf("tunnels followed after %s", gap)
 	}
@@ -242,6 +246,7 @@ func TestCutWithoutMDNS(t *testing.T) {
 			t.Errorf("host %d is cut off and sees %d alive", h+1, s.NodesAlive)
 		}
 	}
+	read := l.line(1, "h3", "nodes")
 	l.meshnet(3, "network", "create", "right")
 	l.run("heal")
 	began := time.Now()
@@ -249,7 +254,7 @@ func TestCutWithoutMDNS(t *testing.T) {
 		s := ask[statusJSON](l, 1, "status")
 		return s.NodesAlive == 3 && s.NodesAgreeing == 3 && strings.Contains(l.meshnet(2, "network", "ls"), "right")
 	})
-	t.Logf("one mesh %s after a cut of %s", time.Since(began).Round(time.Millisecond), *longCut)
+	l.life("cut, mDNS blocked", fmt.Sprintf("three nodes cut 2:1 for %s, healed", *longCut), time.Since(began), -1, read)
 }
 
 // TestClustersApart: two clusters on one segment, both finding their own by mDNS, know nothing of each
@@ -270,6 +275,7 @@ func TestClustersApart(t *testing.T) {
 			t.Errorf("host %d of %s: %+v\n%s", i+1, c, s, names)
 		}
 	}
+	l.life("two clusters on one LAN", "red and blue of two nodes each, both with one subnet", 0, -1, l.line(1, "converged", "status"))
 }
 
 // TestFullDisk: a host whose disk is full refuses new attachments in one line, keeps those it has, sees
@@ -289,6 +295,7 @@ func TestFullDisk(t *testing.T) {
 	stop := l.pinging(1, "c1", l.address("c2", "web"))
 	l.run("exec", "2", "sh", "-c", "cat /dev/zero >/var/lib/meshnet/fill 2>/dev/null; true")
 	l.run("container", "2", "no")
+	var read string
 	full := func(when string) {
 		t.Helper()
 		var s said
@@ -300,7 +307,7 @@ func TestFullDisk(t *testing.T) {
 		if strings.Count(s.err, "\n") != 1 || !strings.Contains(s.err, "no space left on device") || !strings.Contains(s.err, "free space on /var/lib/meshnet") {
 			t.Errorf("%s: %+v", when, s)
 		}
-		t.Log(strings.TrimSpace(s.err))
+		read = s.err
 	}
 	// What space there was in reserve has been used up when it starts the next time.
 	l.run("kill", "2")
@@ -315,7 +322,7 @@ func TestFullDisk(t *testing.T) {
 	l.run("converged", "-t", "10")
 	l.run("matrix", "web")
 	lost, gap := stop()
-	t.Logf("works again after %s; %d pings lost, longest silence %s", took.Round(time.Millisecond), lost, gap.Round(time.Millisecond))
+	l.life("full disk", fmt.Sprintf("host 2's disk is filled, the daemon killed and started, then space made; longest silence %.1f s", gap.Seconds()), took, lost, read)
 	if lost > 0 {
 		t.Errorf("%d pings lost", lost)
 	}
@@ -389,10 +396,13 @@ func TestUpgrade(t *testing.T) {
 	has := func(host int, text string) bool {
 		return l.say(host, "grep", "-q", text, "/var/lib/meshnet/log").code == 0
 	}
+	var slowest time.Duration
 	change := func(host int, program, version string) {
 		l.meshnet(host, "down")
+		began := time.Now()
 		l.run("exec", fmt.Sprint(host), program, "up", "-d")
 		l.run("converged", "-t", "20")
+		slowest = max(slowest, time.Since(began))
 		if s := ask[statusJSON](l, host, "status"); s.Node.Version != version || s.NodesAgreeing < 3 {
 			t.Errorf("host %d: %+v", host, s)
 		}
@@ -412,6 +422,7 @@ func TestUpgrade(t *testing.T) {
 	l.run("exec", "1", next, "up", "-d")
 	l.run("converged", "-t", "20")
 	change(2, next, "next")
+	read := l.line(3, "h2", "nodes")
 	change(3, next, "next")
 	l.run("container", "4", "c4")
 	l.attach(4, "c4", "web")
@@ -428,7 +439,7 @@ func TestUpgrade(t *testing.T) {
 	}
 	for h, stop := range stops {
 		lost, gap := stop()
-		t.Logf("host %d: %d pings at 100/s lost over 7 changes of the daemon, longest silence %s", h+1, lost, gap.Round(time.Millisecond))
+		l.life("upgrade", fmt.Sprintf("host %d to a next version and back beside the others, 7 changes of a daemon; longest silence %.2f s", h+1, gap.Seconds()), slowest, lost, read)
 		if lost > 0 {
 			t.Errorf("host %d: %d pings lost", h+1, lost)
 		}

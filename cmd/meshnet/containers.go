@@ -5,9 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"meshnet/agent"
@@ -17,8 +19,10 @@ import (
 	"meshnet/state"
 )
 
-// engine is what there is to ask of Docker. Implemented by docker.Client and by a model.
+// engine is what there is to ask of Docker or Podman. Implemented by docker.Client and by a model.
 type engine interface {
+	Name() string
+	Source(id string) state.Source
 	Find(ctx context.Context, ref string) (docker.Container, bool, error)
 	Inspect(ctx context.Context, id string) (docker.Container, error)
 	List(context.Context) ([]agent.Container, error)
@@ -27,47 +31,87 @@ type engine interface {
 	Reachable(context.Context) error
 }
 
-// containers finds network namespaces by Docker and by name. It implements agent.Sandboxes.
-type containers struct{ docker engine }
+// containers finds network namespaces by engine and by name. It implements agent.Sandboxes.
+type containers struct {
+	engines []engine // asked in this order
+}
 
 // sharedMax bounds how many containers may share a network one by way of the other.
 const sharedMax = 8
 
-// Resolve asks Docker first, then looks under /run/netns. A container that Docker knows need not run.
-// One that uses another's network is that other one: the network is attached once.
+// Resolve asks Docker first, then Podman, then looks under /run/netns. A container that an engine knows
+// need not run.
 func (c *containers) Resolve(ctx context.Context, name string) (state.Source, string, error) {
-	got, found, dockerErr := c.docker.Find(ctx, name)
-	if found {
-		for range sharedMax {
-			if got.SharedWith == "" {
-				break
-			}
-			var err error
-			if got, err = c.docker.Inspect(ctx, got.SharedWith); err != nil {
-				return state.Source{}, "", fmt.Errorf("find whose network container %s uses: %w", name, err)
-			}
+	var failed error
+	var absent []string
+	for _, e := range c.engines {
+		got, found, err := e.Find(ctx, name)
+		switch {
+		case found:
+			return owner(ctx, e, got)
+		case errors.Is(err, state.ErrInvalid): // ambiguous
+			return state.Source{}, "", err
+		case errors.Is(err, docker.ErrNoDocker):
+			absent = append(absent, e.Name())
+		case err != nil && failed == nil:
+			failed = err
 		}
-		if got.HostNet {
-			return state.Source{}, "", state.Refuse(agent.ErrRefused,
-				"container %s has the host's network; start it without --network host", got.Name)
-		}
-		return state.Source{Kind: state.SourceDocker, Docker: got.ID}, got.Name, nil
-	}
-	if errors.Is(dockerErr, state.ErrInvalid) {
-		return state.Source{}, "", dockerErr // ambiguous
 	}
 	source, found, err := netns.FindNamed(name)
 	if err != nil || found {
 		return source, name, err
 	}
-	if dockerErr != nil && !errors.Is(dockerErr, docker.ErrNoDocker) {
-		return state.Source{}, "", dockerErr
+	if failed != nil {
+		return state.Source{}, "", failed
 	}
-	where := "docker ps and ip netns list show what there is"
-	if dockerErr != nil {
-		where = "ip netns list shows what there is; Docker does not run"
+	return state.Source{}, "", state.Refuse(state.ErrNoContainer, "there is no container %s; %s", name, c.whatThereIs(absent))
+}
+
+// owner returns the container whose network one uses, which is mostly its own: the network is attached
+// once.
+func owner(ctx context.Context, e engine, got docker.Container) (state.Source, string, error) {
+	name := got.Name
+	for range sharedMax {
+		if got.SharedWith == "" {
+			break
+		}
+		var err error
+		if got, err = e.Inspect(ctx, got.SharedWith); err != nil {
+			return state.Source{}, "", fmt.Errorf("find whose network container %s uses: %w", name, err)
+		}
 	}
-	return state.Source{}, "", state.Refuse(state.ErrNoContainer, "there is no container %s; %s", name, where)
+	if got.HostNet {
+		return state.Source{}, "", state.Refuse(agent.ErrRefused,
+			"container %s has the host's network; start it without --network host", got.Name)
+	}
+	return e.Source(got.ID), got.Name, nil
+}
+
+// whatThereIs says which commands list containers, given the engines that do not run.
+func (c *containers) whatThereIs(absent []string) string {
+	var lists []string
+	for _, e := range c.engines {
+		if !slices.Contains(absent, e.Name()) {
+			lists = append(lists, strings.ToLower(e.Name())+" ps")
+		}
+	}
+	shows := "ip netns list shows what there is"
+	if len(lists) > 0 {
+		shows = strings.Join(lists, ", ") + " and ip netns list show what there is"
+	}
+	switch {
+	case slices.Contains(absent, "Podman") && hasPodman():
+		shows += "; Podman's are found once its service runs: systemctl enable --now podman.socket"
+	case len(lists) == 0 && slices.Contains(absent, "Docker"):
+		shows += "; Docker does not run"
+	}
+	return shows
+}
+
+// hasPodman reports whether Podman is installed.
+func hasPodman() bool {
+	_, err := exec.LookPath("podman")
+	return err == nil
 }
 
 // Hold describes a namespace that the command line opened.
@@ -77,29 +121,34 @@ func (c *containers) Hold(ns *os.File, s state.Source) (state.Source, error) {
 
 // Open finds the namespace of a container as it is now.
 func (c *containers) Open(ctx context.Context, s state.Source) (plan.Sandbox, error) {
-	if s.Kind == state.SourceDocker {
-		return c.openDocker(ctx, s.Docker)
+	if s.Kind != state.SourceDocker {
+		box, err := netns.Open(s)
+		return box, goneOf(err)
 	}
-	box, err := netns.Open(s)
-	return box, goneOf(err)
+	for _, e := range c.engines {
+		if e.Source(s.Docker) == s {
+			return openOf(ctx, e, s.Docker)
+		}
+	}
+	return plan.Sandbox{}, fmt.Errorf("find container %s: no engine %s is known; restart the daemon with one version", s.Docker, s.Path)
 }
 
-// openDocker asks Docker for a container's process. Where Docker cannot say, its containers may run all
-// the same: then the process is looked for.
-func (c *containers) openDocker(ctx context.Context, id string) (plan.Sandbox, error) {
-	got, err := c.docker.Inspect(ctx, id)
+// openOf asks an engine for a container's process. Where it cannot say, its containers may run all the
+// same: then the process is looked for.
+func openOf(ctx context.Context, e engine, id string) (plan.Sandbox, error) {
+	got, err := e.Inspect(ctx, id)
 	if errors.Is(err, state.ErrNoContainer) {
 		return plan.Sandbox{}, state.Refuse(agent.ErrRemoved, "%v", err)
 	}
 	pid := got.PID
 	if err != nil {
 		var found bool
-		if pid, found = c.docker.Process(id); !found {
+		if pid, found = e.Process(id); !found {
 			return plan.Sandbox{}, err
 		}
 	}
 	if pid == 0 {
-		return plan.Sandbox{}, state.Refuse(agent.ErrGone, "Docker says that it is stopped")
+		return plan.Sandbox{}, state.Refuse(agent.ErrGone, "%s says that it is stopped", e.Name())
 	}
 	f, source, err := netns.FromPID(pid)
 	if err != nil {
@@ -112,35 +161,54 @@ func (c *containers) openDocker(ctx context.Context, id string) (plan.Sandbox, e
 	return plan.Sandbox{Path: fmt.Sprintf("/proc/%d/ns/net", pid), Inode: source.Inode}, nil
 }
 
-// Watch tells what happens to Docker's containers.
+// Watch tells what happens to the engines' containers.
 func (c *containers) Watch(ctx context.Context, tell func(agent.Happening)) {
-	c.docker.Watch(ctx, tell)
-}
-
-// List returns Docker's containers.
-func (c *containers) List(ctx context.Context) ([]agent.Container, error) {
-	all, err := c.docker.List(ctx)
-	if errors.Is(err, docker.ErrNoDocker) {
-		err = nil
+	var one sync.Mutex
+	var all sync.WaitGroup
+	for _, e := range c.engines {
+		all.Go(func() {
+			e.Watch(ctx, func(h agent.Happening) {
+				one.Lock()
+				defer one.Unlock()
+				tell(h)
+			})
+		})
 	}
-	return all, err
+	all.Wait()
 }
 
-// askMax bounds the question whether Docker is there.
+// List returns the engines' containers. If one that runs does not answer there is no list: part of one
+// would say that the rest has ended.
+func (c *containers) List(ctx context.Context) (all []agent.Container, err error) {
+	for _, e := range c.engines {
+		list, err := e.List(ctx)
+		if err != nil && !errors.Is(err, docker.ErrNoDocker) {
+			return nil, err
+		}
+		all = append(all, list...)
+	}
+	return all, nil
+}
+
+// askMax bounds the question whether an engine is there.
 const askMax = time.Second
 
-// Warnings says that there is no Docker.
-func (c *containers) Warnings() []string {
+// Warnings says that there is no engine, or that one does not answer.
+func (c *containers) Warnings() (all []string) {
 	ctx, cancel := context.WithTimeout(context.Background(), askMax)
 	defer cancel()
-	err := c.docker.Reachable(ctx)
-	switch {
-	case errors.Is(err, docker.ErrNoDocker):
-		return []string{"Docker does not run; containers are found by process, path and network namespace only"}
-	case err != nil:
-		return []string{fmt.Sprintf("Docker does not answer: %v", err)}
+	there := false
+	for _, e := range c.engines {
+		err := e.Reachable(ctx)
+		if err != nil && !errors.Is(err, docker.ErrNoDocker) {
+			all = append(all, fmt.Sprintf("%s does not answer: %v", e.Name(), err))
+		}
+		there = there || !errors.Is(err, docker.ErrNoDocker)
 	}
-	return nil
+	if !there {
+		return []string{"Docker does not run; containers are found by process, path and network namespace only"}
+	}
+	return all
 }
 
 // waiterSocket is where the first process of a container waits to be told: an abstract Unix socket,

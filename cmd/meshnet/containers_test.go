@@ -22,6 +22,22 @@ type dockerd struct {
 	fail    error
 	shared  map[string]string // id of the container whose network one uses
 	alive   map[string]int    // found without Docker
+	podman  bool              // it is Podman
+}
+
+func (d dockerd) Name() string {
+	if d.podman {
+		return "Podman"
+	}
+	return "Docker"
+}
+
+func (d dockerd) Source(id string) state.Source {
+	s := state.Source{Kind: state.SourceDocker, Docker: id}
+	if d.podman {
+		s.Path = docker.Podman
+	}
+	return s
 }
 
 func (d dockerd) Find(ctx context.Context, ref string) (docker.Container, bool, error) {
@@ -83,7 +99,7 @@ func TestContainers(t *testing.T) {
 		hostNet: "host",
 		shared:  map[string]string{"side": "id-of-web", "beside": "id-of-side", "guest": "id-of-host", "orphan": "id-of-removed", "loop": "id-of-loop"},
 	}
-	c := &containers{d}
+	c := &containers{[]engine{d}}
 	s, name, err := c.Resolve(ctx, "web")
 	if err != nil || name != "web" || s != (state.Source{Kind: state.SourceDocker, Docker: "id-of-web"}) {
 		t.Errorf("resolve web: %+v %s %v", s, name, err)
@@ -137,7 +153,7 @@ func TestContainersFaults(t *testing.T) {
 	}{
 		{docker.ErrNoDocker, state.ErrNoContainer}, {hung, hung}, {state.Refuse(state.ErrInvalid, "ambiguous"), state.ErrInvalid},
 	} {
-		c := &containers{dockerd{pids: map[string]int{"web": 1}, fail: test.fail}}
+		c := &containers{[]engine{dockerd{pids: map[string]int{"web": 1}, fail: test.fail}}}
 		if _, _, err := c.Resolve(ctx, "nobody-of-that-name"); !errors.Is(err, test.resolve) {
 			t.Errorf("resolve while %v: %v", test.fail, err)
 		}
@@ -146,7 +162,7 @@ func TestContainersFaults(t *testing.T) {
 		}
 	}
 	pid := process(t)
-	c := &containers{dockerd{fail: docker.ErrNoDocker, alive: map[string]int{"web": pid}}}
+	c := &containers{[]engine{dockerd{fail: docker.ErrNoDocker, alive: map[string]int{"web": pid}}}}
 	if box, err := c.Open(ctx, state.Source{Kind: state.SourceDocker, Docker: "id-of-web"}); err != nil || box.Path != fmt.Sprintf("/proc/%d/ns/net", pid) {
 		t.Errorf("open a container that runs without Docker: %+v %v", box, err)
 	}
@@ -155,5 +171,51 @@ func TestContainersFaults(t *testing.T) {
 	}
 	if w := c.Warnings(); len(w) != 1 || strings.Contains(w[0], "\n") {
 		t.Errorf("warnings without Docker: %q", w)
+	}
+}
+
+// TestPodman: what Docker does not know is asked of Podman, and found there again; that one of the two does
+// not know a container, or does not run, says nothing of the other's.
+func TestPodman(t *testing.T) {
+	ctx := context.Background()
+	one, two := process(t), process(t)
+	d := dockerd{pids: map[string]int{"web": one, "both": one}}
+	p := dockerd{pids: map[string]int{"pod": two, "both": two, "inpod": 1}, shared: map[string]string{"inpod": "id-of-pod"}, podman: true}
+	c := &containers{[]engine{d, p}}
+	for _, test := range []struct {
+		name, whole, path string
+		pid               int
+	}{{"web", "web", "", one}, {"pod", "pod", docker.Podman, two}, {"inpod", "pod", docker.Podman, two}, {"both", "both", "", one}} {
+		s, name, err := c.Resolve(ctx, test.name)
+		if err != nil || name != test.whole || s != (state.Source{Kind: state.SourceDocker, Docker: "id-of-" + test.whole, Path: test.path}) {
+			t.Errorf("resolve %s: %+v %s %v", test.name, s, name, err)
+		}
+		if box, err := c.Open(ctx, s); err != nil || box.Path != fmt.Sprintf("/proc/%d/ns/net", test.pid) {
+			t.Errorf("open %s: %+v %v", test.name, box, err)
+		}
+	}
+	pod := p.Source("id-of-pod")
+	p.fail = docker.ErrNoDocker
+	c = &containers{[]engine{d, p}}
+	if _, err := c.Open(ctx, pod); err == nil || errors.Is(err, agent.ErrRemoved) || errors.Is(err, agent.ErrGone) {
+		t.Errorf("open while Podman's service does not run: %v", err)
+	}
+	if w := c.Warnings(); len(w) != 0 {
+		t.Errorf("warnings while Docker runs: %q", w)
+	}
+	d.fail, p.fail = docker.ErrNoDocker, nil
+	c = &containers{[]engine{d, p}}
+	if _, err := c.Open(ctx, p.Source("id-of-removed")); !errors.Is(err, agent.ErrRemoved) {
+		t.Errorf("open what Podman removed: %v", err)
+	}
+	if _, _, err := c.Resolve(ctx, "nobody"); !errors.Is(err, state.ErrNoContainer) || !strings.Contains(err.Error(), "podman ps and ip netns list show") {
+		t.Errorf("resolve with Podman alone: %v", err)
+	}
+	if w := c.Warnings(); len(w) != 0 {
+		t.Errorf("warnings with Podman alone: %q", w)
+	}
+	d.fail, p.fail = nil, errors.New("no answer within 5s")
+	if all, err := (&containers{[]engine{d, p}}).List(ctx); err == nil {
+		t.Errorf("list while Podman does not answer: %v", all)
 	}
 }

@@ -180,8 +180,12 @@ func run(ctx context.Context, o options, log *slog.Logger, w waiting, warnings [
 	if err != nil {
 		return err
 	}
+	podman, err := docker.NewPodman("")
+	if err != nil {
+		return err
+	}
 	doer, err := agent.New(agent.Config{
-		Mesh: node, Links: links, Fast: fast, Switch: bridge, Sandboxes: &containers{dockerd},
+		Mesh: node, Links: links, Fast: fast, Switch: bridge, Sandboxes: &containers{[]engine{dockerd, podman}},
 		Paths: bridge.Paths, Traffic: fast.Traffic,
 		Choice: h.choice, Underlay: h.underlay, Version: version, Warnings: h.warnings, Log: log,
 	})
