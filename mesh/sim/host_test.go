@@ -120,6 +120,7 @@ type host struct {
 	outbox  []letter
 	edits   []edit
 	answers []ipam.Answer
+	refused error // the last refusal
 	heard   []rec // what others said, for the log
 	mine    bool  // some of records is of this host's own making
 	stale   bool  // the view is to be made anew
@@ -715,6 +716,7 @@ func (h *host) answered(a ipam.Answer) {
 	}
 	delete(h.wants, a.ID)
 	if a.Err != nil {
+		h.refused = a.Err
 		if h.w.tracing {
 			h.w.note("%s: %s: %v", h.name, w.wish.Container, a.Err)
 		}
