@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -33,10 +34,8 @@ const (
 	startMax = 90 * time.Second
 	stopMax  = 5 * time.Second
 
-	// datapathDevice is the device of the userspace datapath. A killed ovs-vswitchd is gone before its
-	// device is, and one that starts meanwhile makes no bridge, then or later. vacateMax bounds the wait.
-	datapathDevice = "ovs-netdev"
-	vacateMax      = 5 * time.Second
+	// vacateMax bounds the wait for a killed ovs-vswitchd to give up what it has.
+	vacateMax = 10 * time.Second
 )
 
 // ErrNotInstalled says that a program of Open vSwitch is not on this host.
@@ -78,25 +77,58 @@ func (in instance) ensure(ctx context.Context, tso bool) error {
 	if in.running(switchProgram) {
 		return nil
 	}
-	if err := vacated(ctx); err != nil {
+	if err := in.vacated(ctx); err != nil {
 		return err
 	}
 	return in.start(ctx, switchProgram, append([]string{in.address()}, in.switchArgs...)...)
 }
 
-// vacated returns when the device of a datapath is gone, or after [vacateMax]: it may be another's.
-func vacated(ctx context.Context) error {
-	for end := time.Now().Add(vacateMax); time.Now().Before(end); {
-		if _, err := net.InterfaceByName(datapathDevice); err != nil {
-			return nil
-		}
+// vacated returns when the process that the pidfile of ovs-vswitchd names has ended altogether, or after
+// [vacateMax]. One that was killed has no arguments any more before it gives up its devices, and an
+// ovs-vswitchd that starts meanwhile finds them busy, makes no bridge and does not try again.
+func (in instance) vacated(ctx context.Context) error {
+	text, err := os.ReadFile(in.pidFile(switchProgram))
+	if err != nil {
+		return nil // none was started
+	}
+	dir := filepath.Join("/proc", strings.TrimSpace(string(text)))
+	for end := time.Now().Add(vacateMax); dying(dir) && time.Now().Before(end); {
 		select {
-		case <-time.After(10 * time.Millisecond):
+		case <-time.After(5 * time.Millisecond):
 		case <-ctx.Done():
 			return ctx.Err()
 		}
 	}
 	return nil
+}
+
+// dying reports whether a process of which proc(5) has the directory is an ovs-vswitchd that was killed and has
+// threads that have not ended.
+func dying(dir string) bool {
+	if args, err := os.ReadFile(filepath.Join(dir, "cmdline")); err != nil || len(args) > 0 {
+		return false
+	}
+	if name, _ := nameAndState(filepath.Join(dir, "stat")); name != switchProgram {
+		return false
+	}
+	tasks, err := filepath.Glob(filepath.Join(dir, "task", "*", "stat"))
+	return err == nil && slices.ContainsFunc(tasks, func(task string) bool {
+		_, state := nameAndState(task)
+		return !strings.ContainsRune("\x00ZXx", state)
+	})
+}
+
+// nameAndState reads both from a stat file of proc(5), whose name may hold anything; nothing from one that ended.
+func nameAndState(path string) (name string, state rune) {
+	stat, err := os.ReadFile(path)
+	if err != nil {
+		return "", 0
+	}
+	open, shut := bytes.IndexByte(stat, '('), bytes.LastIndexByte(stat, ')')
+	if open < 0 || shut < open || len(stat) < shut+3 {
+		return "", 0
+	}
+	return string(stat[open+1 : shut]), rune(stat[shut+2])
 }
 
 // prepare writes into the database what ovs-vswitchd has to find there when it starts, and reports

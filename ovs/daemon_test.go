@@ -134,6 +134,36 @@ func TestPrivateInstance(t *testing.T) {
 	}
 }
 
+// TestDying: a killed process has no arguments any more, and devices until its last thread has ended.
+func TestDying(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		what, args string
+		tasks      []string
+		want       bool
+	}{
+		{"runs", "ovs-vswitchd\x00--detach\x00", []string{"7 (ovs-vswitchd) S 1"}, false},
+		{"ends", "", []string{"7 (ovs-vswitchd) D 1"}, true},
+		{"its first thread has ended", "", []string{"7 (ovs-vswitchd) Z 1", "8 (handler (1) Z) R 1"}, true},
+		{"somebody else has its pid", "", []string{"7 (kworker/0:1) I 2"}, false},
+		{"is not reaped", "", []string{"7 (ovs-vswitchd) Z 1"}, false},
+		{"is gone", "", nil, false},
+	} {
+		dir := t.TempDir()
+		for i, task := range c.tasks {
+			at := filepath.Join(dir, "task", strconv.Itoa(7+i))
+			if err := errors.Join(os.MkdirAll(at, 0o755), os.WriteFile(filepath.Join(at, "stat"), []byte(task), 0o644),
+				os.WriteFile(filepath.Join(dir, "stat"), []byte(c.tasks[0]), 0o644),
+				os.WriteFile(filepath.Join(dir, "cmdline"), []byte(c.args), 0o644)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if got := dying(dir); got != c.want {
+			t.Errorf("%s: %t", c.what, got)
+		}
+	}
+}
+
 // TestBridgeNotMade: an ovs-vswitchd that runs and has not made the bridge is started anew.
 func TestBridgeNotMade(t *testing.T) {
 	t.Parallel()

@@ -175,33 +175,3 @@ func up() error {
 	}
 	return nil
 }
-
-// Tap takes a tap device for this process, once nobody else has it. The function it returns lets it go, which
-// removes it.
-func Tap(t *testing.T, name string) (release func()) {
-	t.Helper()
-	tun, err := os.OpenFile("/dev/net/tun", os.O_RDWR, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	r, err := unix.NewIfreq(name)
-	if err != nil {
-		t.Fatal(err)
-	}
-	r.SetUint16(unix.IFF_TAP | unix.IFF_NO_PI)
-	for end := time.Now().Add(10 * time.Second); ; {
-		err := unix.IoctlIfreq(int(tun.Fd()), unix.TUNSETIFF, r)
-		if err == nil {
-			break
-		}
-		if err != unix.EBUSY || time.Now().After(end) {
-			t.Fatalf("tap %s: %v", name, err)
-		}
-		<-time.After(time.Millisecond)
-	}
-	return func() {
-		if err := tun.Close(); err != nil {
-			t.Errorf("tap %s: %v", name, err)
-		}
-	}
-}
