@@ -96,6 +96,10 @@ func TestAttachmentSurvives(t *testing.T) {
 		t.Fatalf("c1 is\n%s\n%s", was, names)
 	}
 	kill := func() {
+		if *soak {
+			// Docker waits twice as long each time with the next start of what ran for less than 10 s.
+			time.Sleep(time.Until(l.started(1, "c1").Add(11 * time.Second)))
+		}
 		pid := l.docker(1, "inspect", "-f", "{{.State.Pid}}", "c1")
 		l.run("exec", "1", "kill", "-9", pid)
 		for end := time.Now().Add(10 * time.Second); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
@@ -441,6 +445,8 @@ func TestRemovedAtOnce(t *testing.T) {
 		l.run("exec", "1", "bash", "-c", fmt.Sprintf(`seq %d | xargs -P 4 -I{} docker run -d --name y{} --label meshnet.network=tight busybox sleep 100000 >/dev/null`, n))
 		l.until("attached again", func() bool { return strings.Count(l.meshnet(1, "ps"), "ready") == n })
 		l.run("exec", "1", "bash", "-c", "docker ps -aq | xargs docker rm -f >/dev/null")
+		l.until("gone again", func() bool { return len(ask[[]attachment](l, 1, "ps", "-a")) == 0 })
+		l.run("converged")
 	}
 	if flows := l.run("exec", "1", "ovs-ofctl", "-O", "OpenFlow15", "dump-flows", "meshnet"); strings.Contains(flows, "10.9.") {
 		t.Errorf("flows of containers:\n%s", flows)

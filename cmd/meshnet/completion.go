@@ -27,6 +27,8 @@ _meshnet() {
 	compadd -- ${(f)"$(_CLI_ZSH_AUTOCOMPLETE_HACK= meshnet $before --generate-bash-completion 2>/dev/null)"}
 }
 compdef _meshnet meshnet
+# Read by autoload, in the middle of the first completion.
+[[ ${funcstack[1]} != _meshnet ]] || _meshnet
 `
 )
 

@@ -249,6 +249,10 @@ func TestCompletion(t *testing.T) {
 			t.Errorf("complete %q: %q %v, want %s", test.line, out, err, test.want)
 		}
 	}
+	// What is installed for zsh is read in the middle of the first completion, and has to answer that too.
+	if got := command("/nowhere", "completion", "zsh"); !strings.HasSuffix(got.out, "[[ ${funcstack[1]} != _meshnet ]] || _meshnet\n") {
+		t.Errorf("completion zsh leaves the first one out:\n%s", got.out)
+	}
 	for _, shell := range []string{"zsh", "fish"} {
 		if got := command("/nowhere", "completion", shell); got.code != 0 || !strings.Contains(got.out, "meshnet") {
 			t.Errorf("completion %s: %v", shell, got)

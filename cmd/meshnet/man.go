@@ -18,7 +18,7 @@ func (t *terminal) man() *cli.Command {
 				app.Description,
 				"Settings of a node are the flags of up, each also as an environment variable (MESHNET_ and its name in capitals) and as a key of " +
 					configDefault + ", in TOML. A flag wins over the environment, that over the file. meshnet config show prints what is in force.",
-				"Exit codes: 0 done, 1 failed, 2 wrong usage, 3 no daemon answers, 4 done here but not everywhere yet.",
+				"Exit codes: 0 done, 1 failed, 2 wrong usage, 3 no daemon answers, 4 done here but not everywhere yet, 5 doctor found a fault.",
 				"Files: " + stateDirDefault + " (what survives a reboot), " + runDirDefault + " (the socket, the log, a private Open vSwitch).",
 			}, "\n\n")
 			text, err := app.ToManWithSection(8)
