@@ -33,38 +33,61 @@ type engine interface {
 
 // containers finds network namespaces by engine and by name. It implements agent.Sandboxes.
 type containers struct {
-	engines []engine // asked in this order
+	docker, podman engine // nil: is not asked
 }
 
 // sharedMax bounds how many containers may share a network one by way of the other.
 const sharedMax = 8
 
-// Resolve asks Docker first, then Podman, then looks under /run/netns. A container that an engine knows
-// need not run.
+// engines returns those that are asked.
+func (c *containers) engines() []engine {
+	return slices.DeleteFunc([]engine{c.docker, c.podman}, func(e engine) bool { return e == nil })
+}
+
+// Resolve asks Docker first, then looks under /run/netns, and asks Podman last, as that starts its
+// service. A container that an engine knows need not run.
 func (c *containers) Resolve(ctx context.Context, name string) (state.Source, string, error) {
-	var failed error
-	var absent []string
-	for _, e := range c.engines {
-		got, found, err := e.Find(ctx, name)
-		switch {
-		case found:
-			return owner(ctx, e, got)
-		case errors.Is(err, state.ErrInvalid): // ambiguous
-			return state.Source{}, "", err
-		case errors.Is(err, docker.ErrNoDocker):
-			absent = append(absent, e.Name())
-		case err != nil && failed == nil:
-			failed = err
-		}
+	s := search{name: name}
+	if source, shown, done, err := s.in(ctx, c.docker); done {
+		return source, shown, err
 	}
-	source, found, err := netns.FindNamed(name)
-	if err != nil || found {
+	if source, found, err := netns.FindNamed(name); err != nil || found {
 		return source, name, err
 	}
-	if failed != nil {
-		return state.Source{}, "", failed
+	if source, shown, done, err := s.in(ctx, c.podman); done {
+		return source, shown, err
 	}
-	return state.Source{}, "", state.Refuse(state.ErrNoContainer, "there is no container %s; %s", name, c.whatThereIs(absent))
+	if s.failed != nil {
+		return state.Source{}, "", s.failed
+	}
+	return state.Source{}, "", state.Refuse(state.ErrNoContainer, "there is no container %s; %s", name, c.whatThereIs(s.absent))
+}
+
+// search is the search for a container by its name.
+type search struct {
+	name   string
+	failed error    // the first engine's that could not say
+	absent []string // engines that do not run
+}
+
+// in asks an engine, if there is one. done: the rest is the answer.
+func (s *search) in(ctx context.Context, e engine) (source state.Source, shown string, done bool, err error) {
+	if e == nil {
+		return state.Source{}, "", false, nil
+	}
+	got, found, err := e.Find(ctx, s.name)
+	switch {
+	case found:
+		source, shown, err = owner(ctx, e, got)
+		return source, shown, true, err
+	case errors.Is(err, state.ErrInvalid): // ambiguous
+		return state.Source{}, "", true, err
+	case errors.Is(err, docker.ErrNoDocker):
+		s.absent = append(s.absent, e.Name())
+	case s.failed == nil:
+		s.failed = err
+	}
+	return state.Source{}, "", false, nil
 }
 
 // owner returns the container whose network one uses, which is mostly its own: the network is attached
@@ -90,7 +113,7 @@ func owner(ctx context.Context, e engine, got docker.Container) (state.Source, s
 // whatThereIs says which commands list containers, given the engines that do not run.
 func (c *containers) whatThereIs(absent []string) string {
 	var lists []string
-	for _, e := range c.engines {
+	for _, e := range c.engines() {
 		if !slices.Contains(absent, e.Name()) {
 			lists = append(lists, strings.ToLower(e.Name())+" ps")
 		}
@@ -125,7 +148,7 @@ func (c *containers) Open(ctx context.Context, s state.Source) (plan.Sandbox, er
 		box, err := netns.Open(s)
 		return box, goneOf(err)
 	}
-	for _, e := range c.engines {
+	for _, e := range c.engines() {
 		if e.Source(s.Docker) == s {
 			return openOf(ctx, e, s.Docker)
 		}
@@ -165,7 +188,7 @@ func openOf(ctx context.Context, e engine, id string) (plan.Sandbox, error) {
 func (c *containers) Watch(ctx context.Context, tell func(agent.Happening)) {
 	var one sync.Mutex
 	var all sync.WaitGroup
-	for _, e := range c.engines {
+	for _, e := range c.engines() {
 		all.Go(func() {
 			e.Watch(ctx, func(h agent.Happening) {
 				one.Lock()
@@ -180,7 +203,7 @@ func (c *containers) Watch(ctx context.Context, tell func(agent.Happening)) {
 // List returns the engines' containers. If one that runs does not answer there is no list: part of one
 // would say that the rest has ended.
 func (c *containers) List(ctx context.Context) (all []agent.Container, err error) {
-	for _, e := range c.engines {
+	for _, e := range c.engines() {
 		list, err := e.List(ctx)
 		if err != nil && !errors.Is(err, docker.ErrNoDocker) {
 			return nil, err
@@ -198,7 +221,7 @@ func (c *containers) Warnings() (all []string) {
 	ctx, cancel := context.WithTimeout(context.Background(), askMax)
 	defer cancel()
 	there := false
-	for _, e := range c.engines {
+	for _, e := range c.engines() {
 		err := e.Reachable(ctx)
 		if err != nil && !errors.Is(err, docker.ErrNoDocker) {
 			all = append(all, fmt.Sprintf("%s does not answer: %v", e.Name(), err))

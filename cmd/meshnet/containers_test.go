@@ -99,7 +99,7 @@ func TestContainers(t *testing.T) {
 		hostNet: "host",
 		shared:  map[string]string{"side": "id-of-web", "beside": "id-of-side", "guest": "id-of-host", "orphan": "id-of-removed", "loop": "id-of-loop"},
 	}
-	c := &containers{[]engine{d}}
+	c := &containers{docker: d}
 	s, name, err := c.Resolve(ctx, "web")
 	if err != nil || name != "web" || s != (state.Source{Kind: state.SourceDocker, Docker: "id-of-web"}) {
 		t.Errorf("resolve web: %+v %s %v", s, name, err)
@@ -153,7 +153,7 @@ func TestContainersFaults(t *testing.T) {
 	}{
 		{docker.ErrNoDocker, state.ErrNoContainer}, {hung, hung}, {state.Refuse(state.ErrInvalid, "ambiguous"), state.ErrInvalid},
 	} {
-		c := &containers{[]engine{dockerd{pids: map[string]int{"web": 1}, fail: test.fail}}}
+		c := &containers{docker: dockerd{pids: map[string]int{"web": 1}, fail: test.fail}}
 		if _, _, err := c.Resolve(ctx, "nobody-of-that-name"); !errors.Is(err, test.resolve) {
 			t.Errorf("resolve while %v: %v", test.fail, err)
 		}
@@ -162,7 +162,7 @@ func TestContainersFaults(t *testing.T) {
 		}
 	}
 	pid := process(t)
-	c := &containers{[]engine{dockerd{fail: docker.ErrNoDocker, alive: map[string]int{"web": pid}}}}
+	c := &containers{docker: dockerd{fail: docker.ErrNoDocker, alive: map[string]int{"web": pid}}}
 	if box, err := c.Open(ctx, state.Source{Kind: state.SourceDocker, Docker: "id-of-web"}); err != nil || box.Path != fmt.Sprintf("/proc/%d/ns/net", pid) {
 		t.Errorf("open a container that runs without Docker: %+v %v", box, err)
 	}
@@ -181,7 +181,7 @@ func TestPodman(t *testing.T) {
 	one, two := process(t), process(t)
 	d := dockerd{pids: map[string]int{"web": one, "both": one}}
 	p := dockerd{pids: map[string]int{"pod": two, "both": two, "inpod": 1}, shared: map[string]string{"inpod": "id-of-pod"}, podman: true}
-	c := &containers{[]engine{d, p}}
+	c := &containers{d, p}
 	for _, test := range []struct {
 		name, whole, path string
 		pid               int
@@ -196,7 +196,7 @@ func TestPodman(t *testing.T) {
 	}
 	pod := p.Source("id-of-pod")
 	p.fail = docker.ErrNoDocker
-	c = &containers{[]engine{d, p}}
+	c = &containers{d, p}
 	if _, err := c.Open(ctx, pod); err == nil || errors.Is(err, agent.ErrRemoved) || errors.Is(err, agent.ErrGone) {
 		t.Errorf("open while Podman's service does not run: %v", err)
 	}
@@ -204,7 +204,7 @@ func TestPodman(t *testing.T) {
 		t.Errorf("warnings while Docker runs: %q", w)
 	}
 	d.fail, p.fail = docker.ErrNoDocker, nil
-	c = &containers{[]engine{d, p}}
+	c = &containers{d, p}
 	if _, err := c.Open(ctx, p.Source("id-of-removed")); !errors.Is(err, agent.ErrRemoved) {
 		t.Errorf("open what Podman removed: %v", err)
 	}
@@ -215,7 +215,84 @@ func TestPodman(t *testing.T) {
 		t.Errorf("warnings with Podman alone: %q", w)
 	}
 	d.fail, p.fail = nil, errors.New("no answer within 5s")
-	if all, err := (&containers{[]engine{d, p}}).List(ctx); err == nil {
+	if all, err := (&containers{d, p}).List(ctx); err == nil {
 		t.Errorf("list while Podman does not answer: %v", all)
 	}
+}
+
+// TestOnDemand: Podman's service, which a question starts, is asked of no more than names that nobody else
+// knows, until one of its containers is attached.
+func TestOnDemand(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	p := &counted{dockerd: dockerd{pids: map[string]int{"pod": 1}, podman: true}, watched: make(chan bool, 1)}
+	c := &containers{dockerd{pids: map[string]int{"web": 1}}, newOnDemand(p)}
+	ended := make(chan bool)
+	go func() {
+		c.Watch(ctx, func(agent.Happening) {})
+		close(ended)
+	}()
+	c.Resolve(ctx, "web")
+	c.List(ctx)
+	c.Warnings()
+	if p.asked != 0 {
+		t.Errorf("asked %d times before it was of use", p.asked)
+	}
+	if _, _, err := c.Resolve(ctx, "nobody"); p.asked != 1 || !errors.Is(err, state.ErrNoContainer) {
+		t.Errorf("asked %d times for a name that nobody knows: %v", p.asked, err)
+	}
+	if c.List(ctx); p.asked != 1 {
+		t.Error("asked for a list before it was of use")
+	}
+	if _, name, err := c.Resolve(ctx, "pod"); err != nil || name != "pod" {
+		t.Errorf("resolve: %s %v", name, err)
+	}
+	<-p.watched
+	was := p.asked
+	c.List(ctx)
+	c.Warnings()
+	if p.asked != was+2 {
+		t.Errorf("asked %d times, want %d", p.asked, was+2)
+	}
+	cancel()
+	<-ended
+	// What is kept from before the daemon's start counts too.
+	p = &counted{dockerd: dockerd{pids: map[string]int{"pod": 0}, podman: true}}
+	c = &containers{dockerd{}, newOnDemand(p)}
+	c.Open(t.Context(), p.Source("id-of-pod"))
+	was = p.asked
+	if c.List(t.Context()); p.asked != was+1 {
+		t.Error("a container of before is not followed")
+	}
+}
+
+// counted counts how often an engine is asked.
+type counted struct {
+	dockerd
+	asked   int
+	watched chan bool
+}
+
+func (c *counted) Find(ctx context.Context, ref string) (docker.Container, bool, error) {
+	c.asked++
+	return c.dockerd.Find(ctx, ref)
+}
+
+func (c *counted) Inspect(ctx context.Context, id string) (docker.Container, error) {
+	c.asked++
+	return c.dockerd.Inspect(ctx, id)
+}
+
+func (c *counted) List(ctx context.Context) ([]agent.Container, error) {
+	c.asked++
+	return c.dockerd.List(ctx)
+}
+
+func (c *counted) Reachable(ctx context.Context) error {
+	c.asked++
+	return c.dockerd.Reachable(ctx)
+}
+
+func (c *counted) Watch(ctx context.Context, tell func(agent.Happening)) {
+	c.watched <- true
+	c.dockerd.Watch(ctx, tell)
 }

@@ -185,7 +185,7 @@ func run(ctx context.Context, o options, log *slog.Logger, w waiting, warnings [
 		return err
 	}
 	doer, err := agent.New(agent.Config{
-		Mesh: node, Links: links, Fast: fast, Switch: bridge, Sandboxes: &containers{[]engine{dockerd, podman}},
+		Mesh: node, Links: links, Fast: fast, Switch: bridge, Sandboxes: &containers{dockerd, newOnDemand(podman)},
 		Paths: bridge.Paths, Traffic: fast.Traffic,
 		Choice: h.choice, Underlay: h.underlay, Version: version, Warnings: h.warnings, Log: log,
 	})
