@@ -71,7 +71,8 @@ var errLost = errors.New("connection to ovsdb-server lost")
 // reconnects: whoever needs it again dials again, and so starts from what is.
 type database struct {
 	client client.Client
-	ended  chan struct{} // closed when the connection has ended
+	ended  chan struct{} // closed by end when the connection has ended
+	once   sync.Once
 
 	mu   sync.Mutex
 	news chan struct{} // closed and replaced at each change of the mirror
@@ -94,17 +95,15 @@ func dialDB(ctx context.Context, address string) (*database, error) {
 		return nil, fmt.Errorf("OVSDB address %q: %w", address, err)
 	}
 	d.client = c
-	// The client tells of the end of a connection only to who listens at that moment.
-	failed := make(chan struct{})
 	go func() {
 		select {
 		case <-c.DisconnectNotify():
-		case <-failed:
+			d.end()
+		case <-d.ended:
 		}
-		close(d.ended)
 	}()
 	if err := c.Connect(ctx); err != nil {
-		close(failed)
+		d.end()
 		return nil, fmt.Errorf("connect to ovsdb-server at %s: %w", address, err)
 	}
 	if err := d.monitor(ctx); err != nil {
@@ -139,10 +138,30 @@ func (d *database) monitor(ctx context.Context) error {
 	return err
 }
 
-// close ends the connection and returns when all it started has ended.
+// closeMax bounds the wait for the end of a connection that was closed.
+const closeMax = time.Second
+
+// close ends the connection and returns when all it started has ended, as far as the client tells: it
+// does so only if somebody listens at that very moment, and on a busy machine the one who is to may
+// not have come that far.
 func (d *database) close() {
 	d.client.Close()
-	<-d.ended
+	select {
+	case <-d.ended:
+	case <-time.After(closeMax):
+		d.end()
+	}
+}
+
+// end notes that the connection has ended. Twice is the same as once.
+func (d *database) end() { d.once.Do(func() { close(d.ended) }) }
+
+// lost notices an end that the client did not tell of.
+func (d *database) lost() bool {
+	if !d.client.Connected() {
+		d.end()
+	}
+	return ended(d.ended)
 }
 
 // changed returns a channel that is closed at the next change of the mirror.

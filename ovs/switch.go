@@ -241,6 +241,9 @@ func (s *Switch) watch(ctx context.Context, db *database) error {
 			counted++
 			s.recount(ctx, counted)
 		case <-look.C:
+			if db.lost() {
+				return errLost
+			}
 			s.leave(ctx)
 			if err := s.revive(ctx, db); err != nil {
 				return err
