@@ -52,12 +52,12 @@ func door(h *plan.Host) row {
 	if h.Gateway == nil {
 		return row{}
 	}
-	return row{h.Gateway.Port, h.Gateway.Name, h.Gateway.OFPort}
+	return row{h.Gateway.Switch(), h.Gateway.Name, h.Gateway.OFPort}
 }
 
 func device(n *plan.Network) row {
 	if n.Device == nil {
 		return row{}
 	}
-	return row{n.Device.Name, n.ID.String(), n.Device.OFPort}
+	return row{n.Device.Switch(), n.ID.String(), n.Device.OFPort}
 }
