@@ -87,11 +87,7 @@ func (in instance) ensure(ctx context.Context, tso bool) error {
 // [vacateMax]. One that was killed has no arguments any more before it gives up its devices, and an
 // ovs-vswitchd that starts meanwhile finds them busy, makes no bridge and does not try again.
 func (in instance) vacated(ctx context.Context) error {
-	text, err := os.ReadFile(in.pidFile(switchProgram))
-	if err != nil {
-		return nil // none was started
-	}
-	dir := filepath.Join("/proc", strings.TrimSpace(string(text)))
+	dir := filepath.Join("/proc", strconv.Itoa(pidIn(in.dir, switchProgram))) // none has the pid 0
 	for end := time.Now().Add(vacateMax); dying(dir) && time.Now().Before(end); {
 		select {
 		case <-time.After(5 * time.Millisecond):
@@ -249,7 +245,20 @@ func (in instance) stop(ctx context.Context, program string) error {
 	}
 }
 
-func (in instance) pidFile(program string) string { return filepath.Join(in.dir, program+".pid") }
+func (in instance) pidFile(program string) string { return pidFile(in.dir, program) }
+
+func pidFile(dir, program string) string { return filepath.Join(dir, program+".pid") }
+
+// pidIn returns the process that the pidfile of a program in a directory names, whoever has that id by now; 0:
+// none.
+func pidIn(dir, program string) int {
+	text, err := os.ReadFile(pidFile(dir, program))
+	if err != nil {
+		return 0
+	}
+	pid, _ := strconv.Atoi(strings.TrimSpace(string(text))) // 0 if it is none
+	return pid
+}
 
 func (in instance) running(program string) bool {
 	_, ok := in.pid(program)
@@ -259,14 +268,7 @@ func (in instance) running(program string) bool {
 // pid returns the process that a pidfile names, if it is that program of this instance: a pid may
 // long be somebody else's.
 func (in instance) pid(program string) (int, bool) {
-	text, err := os.ReadFile(in.pidFile(program))
-	if err != nil {
-		return 0, false
-	}
-	pid, err := strconv.Atoi(strings.TrimSpace(string(text)))
-	if err != nil {
-		return 0, false
-	}
+	pid := pidIn(in.dir, program)
 	args, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
 	if err != nil {
 		return 0, false

@@ -168,7 +168,7 @@ func TestDying(t *testing.T) {
 func TestBridgeNotMade(t *testing.T) {
 	t.Parallel()
 	sw, _ := private(t, true)
-	sw.deafMax = 100 * time.Millisecond
+	sw.unmadeMax = 100 * time.Millisecond
 	h := tunnelHost(state.OVSUserspace)
 	run(t, sw)
 	eventually(t, sw, h)
@@ -437,7 +437,7 @@ func TestDeaf(t *testing.T) {
 	t.Parallel()
 	in := ovstest.Start(t)
 	pid := in.PID(ovstest.Switchd)
-	if got := pidIn(in.Dir); got != pid {
+	if got := pidIn(in.Dir, switchProgram); got != pid {
 		t.Errorf("process %d, want %d", got, pid)
 	}
 	if !deaf("/proc", pid) {
@@ -447,7 +447,7 @@ func TestDeaf(t *testing.T) {
 	if deaf("/proc", pid) {
 		t.Error("deaf with a bridge")
 	}
-	if deaf("/proc", 0) || deaf("/proc", os.Getpid()) || pidIn("/nowhere") != 0 {
+	if deaf("/proc", 0) || deaf("/proc", os.Getpid()) || pidIn("/nowhere", switchProgram) != 0 {
 		t.Error("deaf, and no ovs-vswitchd")
 	}
 }

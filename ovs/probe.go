@@ -54,7 +54,7 @@ func Probe(ctx context.Context, c ProbeConfig) (plan.OVSFacts, error) {
 		facts.HostTSO = root.OtherConfig[keyTSO] == "true"
 	}
 	for _, b := range rows[bridgeRow](db, tableBridge) {
-		if cmp.Or(b.DatapathType, "system") == "system" && deaf("/proc", pidIn(dir)) {
+		if cmp.Or(b.DatapathType, "system") == "system" && deaf("/proc", pidIn(dir, switchProgram)) {
 			facts.HostDeaf = true
 		}
 		if _, ours := b.ExternalIDs[markBridge]; ours {
@@ -67,16 +67,6 @@ func Probe(ctx context.Context, c ProbeConfig) (plan.OVSFacts, error) {
 		}
 	}
 	return facts, nil
-}
-
-// pidIn returns the process id of the ovs-vswitchd that has its files in a directory; 0: not known.
-func pidIn(dir string) int {
-	text, err := os.ReadFile(filepath.Join(dir, switchProgram+".pid"))
-	if err != nil {
-		return 0
-	}
-	pid, _ := strconv.Atoi(strings.TrimSpace(string(text))) // 0 if it is none
-	return pid
 }
 
 // deaf reports whether an ovs-vswitchd has no thread that handles packets that the kernel hands up: their names

@@ -27,8 +27,8 @@ const (
 	// instance's daemons.
 	lookLost  = 20 * time.Millisecond
 	lookAlive = 2 * time.Second
-	// deafMax is how long a private ovs-vswitchd may take to make a bridge that the database has.
-	deafMax = 10 * time.Second
+	// unmadeMax is how long a private ovs-vswitchd may take to make a bridge that the database has.
+	unmadeMax = 10 * time.Second
 	// debounce gathers changes of the database that come together.
 	debounce = 20 * time.Millisecond
 
@@ -74,10 +74,10 @@ type Switch struct {
 	retries   map[string]retry // by name of a port that failed
 	warmth    warmth
 
-	left    bool          // nothing is left in the other instance; Run's, as is the next
-	leaving retry         // when to look again while something is
-	deaf    time.Time     // since when the bridge of a private ovs-vswitchd has not answered; zero: it does
-	deafMax time.Duration // a test has its own
+	left      bool          // nothing is left in the other instance; Run's, as is the next
+	leaving   retry         // when to look again while something is
+	unmade    time.Time     // since when the bridge of a private ovs-vswitchd has not answered; zero: it does
+	unmadeMax time.Duration // a test has its own
 
 	mu   sync.Mutex
 	db   *database     // nil: not connected
@@ -95,7 +95,7 @@ type retry struct {
 func New(c Config) (*Switch, error) {
 	s := &Switch{
 		config: c, drift: make(chan struct{}, 1), dialled: make(chan struct{}, 1), cold: make(chan struct{}, 1), up: make(chan struct{}),
-		devices: hostDevices, retries: map[string]retry{}, deafMax: deafMax,
+		devices: hostDevices, retries: map[string]retry{}, unmadeMax: unmadeMax,
 	}
 	switch {
 	case c.Bridge == "":
@@ -282,16 +282,16 @@ func (s *Switch) revive(ctx context.Context, db *database) error {
 // bridgeless reports whether the bridge has not answered for too long.
 func (s *Switch) bridgeless(db *database) bool {
 	if alive := s.flowDone(); alive != nil && !ended(alive) || db.observe(s.config.Bridge).bridge == nil || answers(s.mgmt) {
-		s.deaf = time.Time{}
+		s.unmade = time.Time{}
 		return false
 	}
-	if s.deaf.IsZero() {
-		s.deaf = time.Now()
+	if s.unmade.IsZero() {
+		s.unmade = time.Now()
 	}
-	if time.Since(s.deaf) < s.deafMax {
+	if time.Since(s.unmade) < s.unmadeMax {
 		return false
 	}
-	s.deaf = time.Time{}
+	s.unmade = time.Time{}
 	return true
 }
 
