@@ -192,12 +192,7 @@ func TestUpgrade(t *testing.T) {
 
 // TestTraffic: what came in is counted for the device and who it belongs to.
 func TestTraffic(t *testing.T) {
-	apart(t)
-	m, web, facts := two(t, true)
-	h := plan.For(nil, m.View(), facts)
-	host(t, h)
-	p := New(nil)
-	apply(t, p, h)
+	p, h, _, web, _ := begun(t)
 	a := h.Networks[web].Ports[0]
 	send(t, a.Link, ping("10.2.0.5", "10.2.0.7"))
 	send(t, a.Link, ping("10.2.0.9", "10.2.0.7"))
@@ -222,12 +217,7 @@ func TestTraffic(t *testing.T) {
 
 // TestRunRemoves: while Run runs, twins are removed by it, and one that is wanted again meanwhile stays.
 func TestRunRemoves(t *testing.T) {
-	apart(t)
-	m, web, facts := two(t, true)
-	h := plan.For(nil, m.View(), facts)
-	host(t, h)
-	p := New(nil)
-	apply(t, p, h)
+	p, h, m, web, facts := begun(t)
 	p.running = true // and nobody does it
 	off := facts
 	off.Choice.FastPath = false

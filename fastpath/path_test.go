@@ -73,6 +73,18 @@ func two(t testing.TB, on bool) (*plantest.Mesh, state.NetworkID, plan.Facts) {
 	return m, web, f
 }
 
+// begun gives a host of its own, of [two], the fast path.
+func begun(t *testing.T) (*Path, *plan.Host, *plantest.Mesh, state.NetworkID, plan.Facts) {
+	t.Helper()
+	apart(t)
+	m, web, facts := two(t, true)
+	h := plan.For(nil, m.View(), facts)
+	host(t, h)
+	p := New(nil)
+	apply(t, p, h)
+	return p, h, m, web, facts
+}
+
 func apply(t *testing.T, p *Path, h *plan.Host) []plan.Step {
 	t.Helper()
 	h.Check()
@@ -153,12 +165,7 @@ func netAddr(s string) member {
 // TestPath takes a host through its life: frames, a second apply, a daemon's restart, a member that
 // goes, off and on, and purge.
 func TestPath(t *testing.T) {
-	apart(t)
-	m, web, facts := two(t, true)
-	h := plan.For(nil, m.View(), facts)
-	host(t, h)
-	p := New(nil)
-	apply(t, p, h)
+	p, h, m, web, facts := begun(t)
 	quiet(t, p, h)
 	n := h.Networks[web]
 	a, b := n.Ports[0], n.Ports[1]
@@ -234,12 +241,7 @@ func bare(t *testing.T) {
 
 // TestDrift breaks what Apply made in each way that nothing tells of, and wants it seen and mended.
 func TestDrift(t *testing.T) {
-	apart(t)
-	m, web, facts := two(t, true)
-	h := plan.For(nil, m.View(), facts)
-	host(t, h)
-	p := New(nil)
-	apply(t, p, h)
+	p, h, _, web, _ := begun(t)
 	n := h.Networks[web]
 	a := n.Ports[0]
 	link := func(name string) netlink.Link {
