@@ -97,7 +97,7 @@ soak: deps build
 	MESHNET_REQUIRE=1 go test -count 1 -timeout 150m ./testlab -lab -soak -v -run '^TestGuest$$'
 	go test -count 1 -timeout 60m ./agent -run AttachFaults -seeds 5000
 
-# CUT is how long the mesh is cut with mDNS blocked. The whole takes as long and some ten minutes.
+# CUT is how long the mesh is cut with mDNS blocked. The whole takes some two minutes more.
 CUT ?= 5m
 .PHONY: life
 life: deps build
