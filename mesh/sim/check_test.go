@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"regexp"
 	"slices"
+	"strings"
 	"time"
 
 	"meshnet/crdt"
@@ -452,23 +453,46 @@ func (w *world) probe() {
 		if n.Removed || h.view.Killed(n.ID, h.id) {
 			continue
 		}
-		free := w.free(n)
-		id := state.EndpointID(h.dice.next() | 1)
-		got := h.attach(state.Attach{ID: id, Network: n.ID, Container: "probe"})
-		h.commit()
-		if got == 0 {
-			w.fatal("%s: cannot ask for an address of %s", h.name, n.Name)
+		free, got := w.ask(h, n)
+		for tries := 1; !got && free > 0 && tries < 3 && strings.HasSuffix(fmt.Sprint(h.refused), "are being inherited; try again"); tries++ {
+			w.until(w.now + 10*time.Second) // the heir may have to be told that it is one
+			free, got = w.ask(h, n)
 		}
-		for end := w.now + 12*time.Second; w.now < end && h.wants[id] != nil; {
-			w.until(min(w.now+50*time.Millisecond, end))
-		}
-		if h.wants[id] != nil {
-			w.fatal("%s: no answer to who wants an address of %s", h.name, n.Name)
-		}
-		if _, ok := h.held[id]; !ok && free > 0 && !w.namesDead(h.refused) {
+		if !got && free > 0 && !w.namesDead(h.refused) && !w.waitsForDead(n.ID) {
 			w.fatal("%s got none of the %d free addresses of %s %s", h.name, free, n.Name, n.Def.Subnet)
 		}
 	}
+}
+
+// waitsForDead reports whether an heir on a network waits for the word of somebody who is not there, or never was.
+func (w *world) waitsForDead(id state.NetworkID) bool {
+	there := func(id state.NodeID) bool {
+		return slices.ContainsFunc(w.hosts, func(h *host) bool { return h.id == id })
+	}
+	return slices.ContainsFunc(w.hosts, func(h *host) bool {
+		return h.up && slices.ContainsFunc(h.ipam.Quarantined(), func(q state.Quarantined) bool {
+			return q.Network == id && !slices.ContainsFunc(q.Waits, there) && len(q.Waits) > 0
+		})
+	})
+}
+
+// ask has a host ask for an address of a network, and returns how many were free and whether it got one.
+func (w *world) ask(h *host, n *state.Network) (free int, got bool) {
+	free = w.free(n)
+	id := state.EndpointID(h.dice.next() | 1)
+	asked := h.attach(state.Attach{ID: id, Network: n.ID, Container: "probe"})
+	h.commit()
+	if asked == 0 {
+		w.fatal("%s: cannot ask for an address of %s", h.name, n.Name)
+	}
+	for end := w.now + 12*time.Second; w.now < end && h.wants[id] != nil; {
+		w.until(min(w.now+50*time.Millisecond, end))
+	}
+	if h.wants[id] != nil {
+		w.fatal("%s: no answer to who wants an address of %s", h.name, n.Name)
+	}
+	_, got = h.held[id]
+	return free, got
 }
 
 var rmpeerRE = regexp.MustCompile(`meshnet rmpeer (\S+)'`)
