@@ -307,7 +307,7 @@ func TestSockets(t *testing.T) {
 }
 
 // TestUserMessage: what memberlist sends as a user message is taken from the socket as it is, and no packet
-// of another cluster, cut short or changed.
+// of another cluster, cut short or changed; and one sent past memberlist is the same.
 func TestUserMessage(t *testing.T) {
 	quiet := slog.New(slog.NewTextHandler(io.Discard, nil))
 	sender, err := listen(t.Context(), netip.MustParseAddrPort("127.77.0.1:17946"), quiet)
@@ -333,6 +333,10 @@ func TestUserMessage(t *testing.T) {
 	to.Addr = net.IPv4(127, 77, 0, 3)
 	must(t, list.SendBestEffort(to, []byte("hello")))
 	packet := (<-other.PacketCh()).Buf
+	must(t, taker.sendUser(netip.MustParseAddrPort("127.77.0.3:17946"), []byte("hello")))
+	if ours := (<-other.PacketCh()).Buf; !slices.Equal(ours, packet) {
+		t.Errorf("memberlist sends %q, this %q", packet, ours)
+	}
 	must(t, errors.Join(list.Shutdown(), taker.Shutdown(), other.Shutdown()))
 	label := []byte{labelMsg, 3, 'o', 'n', 'e'}
 	if b, ok := userMessage(packet, label); !ok || string(b) != "hello" {

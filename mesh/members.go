@@ -69,6 +69,12 @@ type member struct {
 	rtt   time.Duration
 }
 
+// target is where to send to a member.
+type target struct {
+	addr netip.AddrPort
+	node memberlist.Node
+}
+
 // hint is part of a member's digest that came with a probe.
 type hint struct {
 	from   state.NodeID
@@ -170,20 +176,20 @@ func (m *members) all() map[state.NodeID]member {
 
 // targets returns where to send to a member: to all of its lives that answer, as it is not known at once
 // which of them is dead.
-func (m *members) targets(id state.NodeID) (to []memberlist.Node) {
+func (m *members) targets(id state.NodeID) (to []target) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	p, ok := m.known[id]
 	if !ok || p.state != state.Alive {
 		return nil
 	}
-	to = append(to, p.node)
+	to = append(to, target{p.addr, p.node})
 	if len(m.lives) == len(m.known) {
 		return to
 	}
 	for _, q := range m.lives {
 		if q.id == id && q != p && q.state == state.Alive {
-			to = append(to, q.node)
+			to = append(to, target{q.addr, q.node})
 		}
 	}
 	return to
@@ -192,7 +198,13 @@ func (m *members) targets(id state.NodeID) (to []memberlist.Node) {
 // packet sends a message that may get lost.
 func (m *members) packet(to state.NodeID, b []byte) {
 	for _, n := range m.targets(to) {
-		if err := m.list.SendBestEffort(&n, b); err != nil {
+		var err error
+		if m.sockets != nil && m.sockets.plain() {
+			err = m.sockets.sendUser(n.addr, b)
+		} else {
+			err = m.list.SendBestEffort(&n.node, b)
+		}
+		if err != nil {
 			m.log.Debug("packet not sent", "peer", to, "err", err)
 		}
 	}

@@ -21,8 +21,10 @@ const (
 	drainMax = 128
 	// refreshMax bounds how often in a row a view may lead to a change that leads to a view.
 	refreshMax = 64
-	// followDelay is how long what follows from others' news for addresses may wait.
-	followDelay = 5 * time.Millisecond
+	// followDelay is how long what follows from others' news for addresses waits at least. Each node has
+	// up to followSpread delays more, by its id, so that not all are busy when the next write comes.
+	followDelay  = 5 * time.Millisecond
+	followSpread = 12
 	// rewantDelay is how long an attachment of before the start waits for its next try to get an
 	// address.
 	rewantDelay = 10 * time.Second
@@ -476,7 +478,7 @@ func (n *Node) commit() {
 	n.deliver()
 	if len(n.wants) == 0 && (n.unseen || len(n.heard) > 0) {
 		if now := n.now(); n.follow == 0 {
-			n.follow = now + followDelay
+			n.follow = now + followDelay + time.Duration(n.self%(followSpread+1))*followDelay
 			return
 		} else if now < n.follow {
 			return
@@ -536,22 +538,25 @@ func (n *Node) dispatch(m outgoing) {
 		return
 	}
 	for _, to := range n.members.targets(m.to) {
-		n.streams.add(to, m.body)
+		n.streams.add(to.node, m.body)
 	}
 }
 
 // publish shows what changed.
 func (n *Node) publish() {
-	digest := n.view.Digest()
-	n.members.digest.Store(&digest)
 	was := n.shown.Load()
-	now := shown{view: n.view, wishes: was.wishes, pending: n.pending(), warnings: n.warnings(), next: make(chan struct{})}
-	if n.blind != 0 {
-		now.view = was.view
+	view, pending, warnings := n.view, n.pending(), n.warnings()
+	if digest := n.view.Digest(); digest != *n.members.digest.Load() {
+		d := digest
+		n.members.digest.Store(&d)
 	}
-	if now.view == was.view && !n.wishesOf && slices.Equal(now.pending, was.pending) && slices.Equal(now.warnings, was.warnings) {
+	if n.blind != 0 {
+		view = was.view
+	}
+	if view == was.view && !n.wishesOf && slices.Equal(pending, was.pending) && slices.Equal(warnings, was.warnings) {
 		return
 	}
+	now := shown{view: view, wishes: was.wishes, pending: pending, warnings: warnings, next: make(chan struct{})}
 	if n.wishesOf {
 		now.wishes = sortedWishes(n.store.wishes)
 		n.wishesOf = false

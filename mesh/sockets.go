@@ -49,6 +49,8 @@ type sockets struct {
 	// they are read. nil: all goes through memberlist.
 	label  []byte
 	direct func([]byte)
+	out    []byte // the packet that was sent last
+	outMu  sync.Mutex
 }
 
 // traffic counts what passed the sockets, with what memberlist put around it.
@@ -104,6 +106,21 @@ func userMessage(packet, label []byte) ([]byte, bool) {
 		return nil, false
 	}
 	return b[6:], true
+}
+
+// plain reports whether user messages are sent and taken as they are, past memberlist.
+func (s *sockets) plain() bool { return s.direct != nil }
+
+// sendUser sends a user message as memberlist would, and does not keep it: memberlist makes three
+// copies of each and parses the address anew.
+func (s *sockets) sendUser(to netip.AddrPort, body []byte) error {
+	s.outMu.Lock()
+	defer s.outMu.Unlock()
+	b := append(append(s.out[:0], s.label...), crcMsg, 0, 0, 0, 0, userMsg)
+	b = append(b, body...)
+	binary.BigEndian.PutUint32(b[len(s.label)+1:], crc32.ChecksumIEEE(b[len(s.label)+5:]))
+	s.out = b
+	return s.send(b, to)
 }
 
 // read hands on packets until the socket is closed.
@@ -198,12 +215,17 @@ func (s *sockets) WriteToAddress(b []byte, to memberlist.Address) (time.Time, er
 	if err != nil {
 		return time.Time{}, fmt.Errorf("send packet: %w", err)
 	}
-	n, err := s.udp.WriteToUDPAddrPort(b, netip.AddrPortFrom(addr.Addr().Unmap(), addr.Port()))
+	err = s.send(b, netip.AddrPortFrom(addr.Addr().Unmap(), addr.Port()))
+	return time.Now(), err
+}
+
+func (s *sockets) send(b []byte, to netip.AddrPort) error {
+	n, err := s.udp.WriteToUDPAddrPort(b, to)
 	if err == nil {
 		s.count.packetsOut.Add(1)
 		s.count.bytesOut.Add(uint64(n))
 	}
-	return time.Now(), err
+	return err
 }
 
 // DialTimeout opens a stream.

@@ -23,6 +23,7 @@ const (
 	renewsMax       = 3
 	rewantDelay     = 10 * time.Second
 	followDelay     = 5 * time.Millisecond
+	followSpread    = 12
 	defaultName     = "default"
 )
 
@@ -488,7 +489,7 @@ func (h *host) commit() {
 	if len(h.wants) == 0 && (h.stale || h.unseen || len(h.heard) > 0) {
 		if now := h.now(); h.follow == 0 || now < h.follow {
 			if h.follow == 0 {
-				h.follow = now + followDelay
+				h.follow = now + followDelay + time.Duration(h.id%(followSpread+1))*followDelay
 			}
 			h.plan()
 			return
