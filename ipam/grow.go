@@ -84,9 +84,22 @@ func (m *Machine) ask(n *network, r *request, owner state.NodeID, exact netip.Ad
 	r.until = m.now + backoff(r.tries)
 	r.tries++
 	m.wake(r.until)
+	born := m.born
+	if m.spent(n, owner) {
+		born = m.epoch + 1 // none of its open offers
+	}
 	m.send(owner, &message{
-		kind: msgAsk, network: n.id, seq: r.seq, epoch: m.epoch, born: m.born,
+		kind: msgAsk, network: n.id, seq: r.seq, epoch: m.epoch, born: born,
 		urgent: r.urgent, bits: m.share(n), exact: exact, held: held,
+	})
+}
+
+// spent reports whether an offer of an owner to this node is one that it took before, and dropped with
+// the network, which came back. The owner never saw that it was taken, and would make it again for ever.
+func (m *Machine) spent(n *network, owner state.NodeID) bool {
+	return slices.ContainsFunc(n.others, func(o *state.Block) bool {
+		return o.Node == owner && o.Kind == state.Offer && o.To == m.self && o.ToEpoch >= m.born && o.Root == n.root &&
+			o.Ver <= n.high(o.Prefix, o.Root) && !slices.ContainsFunc(n.blocks, func(b state.Block) bool { return b.Prefix.Overlaps(o.Prefix) })
 	})
 }
 

@@ -614,6 +614,41 @@ func TestTakeGuards(t *testing.T) {
 	}
 }
 
+// TestOfferThatWasDropped: an offer that was taken and dropped with the network, before its maker saw that, is
+// asked past: the maker would make it again for ever.
+func TestOfferThatWasDropped(t *testing.T) {
+	for _, spent := range []bool{false, true} {
+		r := newRig(t, 1, "blue", "10.7.0.0/24", 2)
+		r.say(2, r.own("10.7.0.0/28", rootOf2, 2), r.offer(2, "10.7.0.16/28", rootOf2, 2))
+		r.alive(2)
+		if spent {
+			if _, ok := r.block("10.7.0.16/28"); !ok {
+				t.Fatal("the offer was not taken")
+			}
+			r.m.drop(r.m.nets[r.net])
+			r.say(self, state.RemoveBlock{Network: r.net, Prefix: netip.MustParsePrefix("10.7.0.16/28")})
+		}
+		r.m.nets[r.net].ask = request{}
+		r.last.Send = nil
+		r.want(9, "c9", "")
+		asks, _ := r.sent(msgAsk)
+		if spent && (len(asks) != 1 || asks[0].born != 2) || !spent && len(asks) != 0 {
+			t.Fatalf("dropped %t: %+v", spent, asks)
+		}
+	}
+	r := newRig(t, 1, "blue", "10.7.0.0/24", self)
+	r.step(Founded{r.net, 5})
+	var given []netip.Prefix
+	for i, born := range []crdt.Epoch{1, 1, 2} {
+		r.tell(2, message{kind: msgAsk, seq: uint64(i + 1), epoch: 1, born: born, urgent: true, bits: 28})
+		gives, _ := r.sent(msgGive)
+		given = append(given, gives[0].block.Prefix)
+	}
+	if given[0] != given[1] || given[1] == given[2] {
+		t.Fatal(given)
+	}
+}
+
 // What was taken, passed on and cleaned is not taken again from the old offer, after a crash neither.
 func TestTakeOnce(t *testing.T) {
 	r := newRig(t, 1, "blue", "10.7.0.0/24", 2)

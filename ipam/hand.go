@@ -116,11 +116,16 @@ func (m *Machine) shed(n *network) {
 	if !n.known || len(n.claims) > 0 {
 		return
 	}
-	sealed := n.sealed(n.root)
-	for _, b := range slices.Clone(n.blocks) {
-		if b.Root == n.root || !sealed || b.Kind == state.Offer {
-			continue
+	var others []state.Block
+	for i := range n.blocks {
+		if b := &n.blocks[i]; b.Root != n.root && b.Kind != state.Offer {
+			others = append(others, *b)
 		}
+	}
+	if len(others) > 0 && !n.sealed(n.root) {
+		others = nil
+	}
+	for _, b := range others {
 		open := slices.ContainsFunc(n.blocks, func(o state.Block) bool { return o.Root == b.Root && o.Kind == state.Offer })
 		if before(n.root, true, b.Root, true) || b.Root.Creator == m.self && !open && !n.sealed(b.Root) {
 			m.remove(n, b.Prefix)

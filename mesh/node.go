@@ -207,6 +207,7 @@ func (n *Node) loop(ctx context.Context) error {
 func (n *Node) begin() {
 	n.stale = true
 	n.wishesOf = true
+	n.nameSame()
 	if n.c.MDNS || len(n.c.Join) > 0 || len(n.view.Nodes()) > 1 {
 		n.window = discoveryWindow
 	}
@@ -445,12 +446,20 @@ func (n *Node) step(ev ipam.Event) {
 // look makes the view anew.
 func (n *Node) look() {
 	n.stale, n.unseen = false, true
+	was := n.view
 	n.view = n.doc.View()
-	n.nameSame()
-	n.noteHeads()
+	if !sameSlice(was.Nodes(), n.view.Nodes()) {
+		n.nameSame()
+	}
 	if !n.mine {
 		n.publish() // all it shows of this node's is logged; what others said comes again
 	}
+	n.noteHeads()
+}
+
+// sameSlice reports whether two slices are one.
+func sameSlice[T any](a, b []T) bool {
+	return len(a) == len(b) && (len(a) == 0 || &a[0] == &b[0])
 }
 
 // refresh makes the view anew until nothing follows from it any more.

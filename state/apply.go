@@ -94,7 +94,10 @@ func (t *txn) add(c Change) error {
 		return wrap("set node "+c.Node.Name, t.putNode(c.Node))
 	case PutEndpoint:
 		e := c.Endpoint
-		return wrap("attach "+e.Container+" to "+t.networkName(e.Network), t.putEndpoint(e, c.Kept))
+		if err := t.putEndpoint(e, c.Kept); err != nil {
+			return wrap("attach "+e.Container+" to "+t.networkName(e.Network), err)
+		}
+		return nil
 	case RemoveEndpoint:
 		return wrap("detach "+c.ID.String(), t.removeEndpoint(c.ID))
 	case PutBlock:
