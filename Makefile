@@ -155,15 +155,16 @@ bench:
 	go test -run '^$$' -bench . -benchmem $(UNIT)
 
 # How fast a write is everywhere, beside weave mesh, networkdb, serf and bare memberlist, once over;
-# BENCH='-nodes 5 -systems meshnet' and the like for parts. bench-gossip-doc takes hours and a quiet
-# machine, and writes the tables of docs/benchmarks.md.
+# BENCH='-nodes 5 -systems meshnet' and the like for parts. bench-gossip-doc takes half an hour and a
+# quiet machine, and writes the tables of docs/benchmarks.md.
 .PHONY: bench-gossip
 bench-gossip:
 	cd bench/gossip && go vet . && go run . $(BENCH)
 
 .PHONY: bench-gossip-doc
 bench-gossip-doc:
-	$(MAKE) bench-gossip BENCH='-passes 5 -writes 200 -idle 5m -doc ../../docs/benchmarks.md'
+	$(MAKE) bench-gossip BENCH='-passes 5 -writes 200 -pause 100ms -settle 2s -idle 5m -doc ../../docs/benchmarks.md \
+	  -systems "meshnet,weave mesh,push + memberlist queue,memberlist,serf,networkdb"'
 
 # The data plane beside raw links, the kernel's VXLAN and hand-built Open vSwitch, on transports C and B and, in the guest,
 # A (root): PASSES interleaved passes, written to docs/benchmarks-data.md. GUEST=false leaves the guest out. bench-program is

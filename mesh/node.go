@@ -21,10 +21,12 @@ const (
 	drainMax = 128
 	// refreshMax bounds how often in a row a view may lead to a change that leads to a view.
 	refreshMax = 64
-	// followDelay is how long what follows from others' news for addresses waits at least. Each node has
-	// up to followSpread delays more, by its id, so that not all are busy when the next write comes.
+	// followDelay is how long what follows from news for addresses waits at least. Each node has up to
+	// followSpread delays more, by its id, so that not all are busy when the next write comes. From
+	// containers that come and go hardly anything follows: that waits followLazily times as long.
 	followDelay  = 5 * time.Millisecond
 	followSpread = 12
+	followLazily = 20
 	// rewantDelay is how long an attachment of before the start waits for its next try to get an
 	// address.
 	rewantDelay = 10 * time.Second
@@ -67,6 +69,7 @@ type Node struct {
 	heard    []state.Out // what others said, for the log
 	stale    bool        // the view is to be made anew
 	unseen   bool        // ipam has not seen it
+	broad    bool        // what it has not seen is more than records of endpoints
 	wishesOf bool        // the wishes changed
 	fullness
 
@@ -310,6 +313,7 @@ func (n *Node) receive(b []byte) {
 		if n.doubtful && (n.trustAt == 0 || n.now() < n.trustAt) {
 			return
 		}
+		n.refresh() // it may be about what has just been said
 		n.step(ipam.Msg{From: from, Body: body})
 	case chanAck:
 		n.onAck(from, body)
@@ -339,6 +343,7 @@ func (n *Node) meet() {
 		n.trustAt = n.now() + discoveryWindow
 	}
 	n.act(n.gossip.Step(n.now(), gossip.Members{Alive: n.alive}))
+	n.refresh()
 	n.step(ipam.Members{Alive: n.alive})
 	n.checkWaiters()
 	for _, id := range n.alive {
@@ -379,6 +384,7 @@ func (n *Node) act(as []gossip.Action) {
 func (n *Node) learnt(out state.Out) {
 	n.heard = append(n.heard, out)
 	n.stale = true
+	n.broad = n.broad || !out.OfEndpoints()
 	for i := range out.Ops {
 		n.news[out.Ops[i].Node] = true
 	}
@@ -418,6 +424,7 @@ func (n *Node) tell(out state.Out) {
 	}
 	n.keepRecords(stateRecords(out)...)
 	n.stale = true
+	n.broad = n.broad || !out.OfEndpoints()
 	n.act(n.gossip.Step(n.now(), gossip.Local{Out: out}))
 }
 
@@ -486,14 +493,19 @@ func (n *Node) refresh() {
 func (n *Node) commit() {
 	n.deliver()
 	if len(n.wants) == 0 && (n.unseen || len(n.heard) > 0) {
-		if now := n.now(); n.follow == 0 {
-			n.follow = now + followDelay + time.Duration(n.self%(followSpread+1))*followDelay
-			return
-		} else if now < n.follow {
+		wait := followDelay * time.Duration(1+n.self%(followSpread+1))
+		if !n.broad {
+			wait *= followLazily
+		}
+		now := n.now()
+		if n.follow == 0 || n.follow > now+wait {
+			n.follow = now + wait
+		}
+		if now < n.follow {
 			return
 		}
 	}
-	n.follow = 0
+	n.follow, n.broad = 0, false
 	n.refresh()
 	n.flush()
 	n.deliver()

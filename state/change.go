@@ -1,7 +1,9 @@
 package state
 
 import (
+	"bytes"
 	"net/netip"
+	"slices"
 
 	"meshnet/crdt"
 )
@@ -78,6 +80,12 @@ type Out struct {
 
 // Empty reports whether nothing was news.
 func (o Out) Empty() bool { return len(o.Ops) == 0 && len(o.Patches) == 0 && len(o.Shared) == 0 }
+
+// OfEndpoints reports whether all of it is single records of endpoints.
+func (o Out) OfEndpoints() bool {
+	return len(o.Patches)+len(o.Shared) == 0 &&
+		!slices.ContainsFunc(o.Ops, func(op crdt.Op) bool { return !bytes.HasPrefix(op.Key, []byte(keyEndpoint)) })
+}
 
 // In is what another node said.
 type In = Out

@@ -8,8 +8,8 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
-	"runtime/debug"
 	"runtime"
+	"runtime/debug"
 	"strconv"
 	"strings"
 	"sync"
@@ -35,7 +35,7 @@ func main() {
 		}
 		return
 	}
-	j := job{Writes: *writes, Pause: *pause, Settle: *settle, Idle: 5 * time.Second}
+	j := job{Writes: *writes, Pause: *pause, Settle: *settle, Idle: 3 * time.Second}
 	if err := run(j, strings.Split(*systemsFlag, ","), *nodesFlag, *passes, *idle, *doc); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
@@ -57,7 +57,7 @@ func run(j job, systems []string, nodes string, passes int, idle time.Duration, 
 		for _, n := range sizes {
 			for _, s := range systems {
 				j := j
-				j.System, j.Nodes = s, n
+				j.System, j.Nodes, j.Writes = s, n, fewer(s, j.Writes)
 				r, err := spawn(j)
 				if err != nil {
 					fmt.Fprintf(os.Stderr, "pass %d: %s, %d nodes: %v\n", pass+1, s, n, err)
@@ -71,9 +71,7 @@ func run(j job, systems []string, nodes string, passes int, idle time.Duration, 
 		}
 	}
 	if idle > 0 {
-		for _, n := range sizes {
-			rs = append(rs, idleOf(j, systems, n, idle)...)
-		}
+		rs = append(rs, idleOf(j, systems, sizes, idle)...)
 	}
 	var out bytes.Buffer
 	rs.print(&out, systems, sizes)
@@ -106,25 +104,27 @@ func replaceTables(path, tables string) error {
 	return nil
 }
 
-// idleOf measures what idle clusters send, all systems at the same time: each counts its own
+// idleOf measures what idle clusters send, all systems and sizes at the same time: each counts its own
 // namespace, and they hardly need the processor.
-func idleOf(j job, systems []string, nodes int, long time.Duration) results {
+func idleOf(j job, systems []string, sizes []int, long time.Duration) results {
 	var mu sync.Mutex
 	var rs results
 	var wg sync.WaitGroup
-	for _, s := range systems {
-		j := j
-		j.System, j.Nodes, j.Writes, j.Idle, j.Settle = s, nodes, 0, long, 30*time.Second
-		wg.Go(func() {
-			r, err := spawn(j)
-			mu.Lock()
-			defer mu.Unlock()
-			if err != nil {
-				fmt.Fprintf(os.Stderr, "idle: %s, %d nodes: %v\n", s, nodes, err)
-				return
-			}
-			rs = append(rs, *r)
-		})
+	for _, n := range sizes {
+		for _, s := range systems {
+			j := j
+			j.System, j.Nodes, j.Writes, j.Idle, j.Settle = s, n, 0, long, 30*time.Second
+			wg.Go(func() {
+				r, err := spawn(j)
+				mu.Lock()
+				defer mu.Unlock()
+				if err != nil {
+					fmt.Fprintf(os.Stderr, "idle: %s, %d nodes: %v\n", s, n, err)
+					return
+				}
+				rs = append(rs, *r)
+			})
+		}
 	}
 	wg.Wait()
 	return rs

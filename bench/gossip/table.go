@@ -75,16 +75,16 @@ var columns = []column{
 
 // print writes two tables in Markdown: the figures, and what is asked of ours.
 func (rs results) print(w io.Writer, systems []string, sizes []int) {
-	passes, writes, slowest, lost := 0, 0, 0.0, 0
+	passes, most, writes, slowest, lost := 0, 0, 0, 0.0, 0
 	for _, r := range rs {
-		passes = max(passes, r.Pass+1)
+		passes, most = max(passes, r.Pass+1), max(most, r.Writes)
 		if r.System == ours {
 			slowest = max(slowest, r.AllMax)
 			writes, lost = writes+r.Writes, lost+r.Lost
 		}
 	}
-	fmt.Fprintf(w, "%s, %d processors. %d passes, systems in turn: median (lowest–highest). A write is seen on all nodes: *all*.\n\n",
-		runtime.Version(), runtime.NumCPU(), passes)
+	fmt.Fprintf(w, "%s, %d processors. %d passes, systems in turn: median (lowest–highest), %d writes a pass of each size (%d of memberlist, serf, networkdb). A write is seen on all nodes: *all*.\n\n",
+		runtime.Version(), runtime.NumCPU(), passes, most, fewer("serf", most))
 	t := tabwriter.NewWriter(w, 0, 0, 1, ' ', 0)
 	head, line := "| system | nodes |", "|---|--:|"
 	for _, c := range columns {

@@ -24,6 +24,7 @@ const (
 	rewantDelay     = 10 * time.Second
 	followDelay     = 5 * time.Millisecond
 	followSpread    = 12
+	followLazily    = 20
 	defaultName     = "default"
 )
 
@@ -126,6 +127,7 @@ type host struct {
 	mine    bool  // some of records is of this host's own making
 	stale   bool  // the view is to be made anew
 	unseen  bool  // ipam has not seen it
+	broad   bool
 
 	ipamNext, window, rewant, trustAt, follow time.Duration
 	settled, doubtful, twin                   bool
@@ -252,7 +254,7 @@ func (h *host) boot() {
 	h.gossip = gossip.New(gossip.Config{Self: h.id, Doc: h.doc, Seed: h.dice.next(), Flat: h.w.c.flat})
 	h.view = h.doc.View()
 	h.alive, h.records, h.heard, h.outbox, h.edits, h.answers = nil, nil, nil, nil, nil, nil
-	h.mine, h.sync, h.unseen, h.settled, h.twin = false, false, false, false, false
+	h.mine, h.sync, h.unseen, h.broad, h.settled, h.twin = false, false, false, false, false, false
 	h.ipamNext, h.rewant, h.trustAt, h.follow, h.renews = 0, 0, 0, 0, nil
 	h.wants = map[state.EndpointID]*want{}
 	h.shown = map[state.EndpointID]seen{}
@@ -347,6 +349,7 @@ func (h *host) receive(from state.NodeID, c channel, body []byte) {
 		if h.doubtful && (h.trustAt == 0 || h.now() < h.trustAt) {
 			return
 		}
+		h.refresh()
 		h.step(ipam.Msg{From: from, Body: body})
 	}
 }
@@ -357,6 +360,7 @@ func (h *host) meet(alive []state.NodeID) {
 		h.trustAt = h.now() + discoveryWindow
 	}
 	h.act(h.gossip.Step(h.now(), gossip.Members{Alive: h.alive}))
+	h.refresh()
 	h.step(ipam.Members{Alive: h.alive})
 }
 
@@ -366,6 +370,7 @@ func (h *host) act(as []gossip.Action) {
 		case gossip.News:
 			h.heard = append(h.heard, rec{kind: recState, out: &a.Out})
 			h.stale = true
+			h.broad = h.broad || !a.Out.OfEndpoints()
 		case gossip.Send:
 			h.outbox = append(h.outbox, letter{h.id, a.To, chanGossip, false, a.Body})
 		case gossip.Stream:
@@ -428,6 +433,7 @@ func (h *host) tell(out state.Out) {
 	}
 	h.write(rec{kind: recState, out: &out})
 	h.stale = true
+	h.broad = h.broad || !out.OfEndpoints()
 	h.w.changes++
 	h.w.local = h.w.now
 	if h.w.ref != nil {
@@ -487,15 +493,20 @@ func (h *host) commit() {
 		}
 	}
 	if len(h.wants) == 0 && (h.stale || h.unseen || len(h.heard) > 0) {
-		if now := h.now(); h.follow == 0 || now < h.follow {
-			if h.follow == 0 {
-				h.follow = now + followDelay + time.Duration(h.id%(followSpread+1))*followDelay
-			}
+		wait := followDelay * time.Duration(1+h.id%(followSpread+1))
+		if !h.broad {
+			wait *= followLazily
+		}
+		now := h.now()
+		if h.follow == 0 || h.follow > now+wait {
+			h.follow = now + wait
+		}
+		if now < h.follow {
 			h.plan()
 			return
 		}
 	}
-	h.follow = 0
+	h.follow, h.broad = 0, false
 	h.refresh()
 	if h.flush(); h.up {
 		h.plan()
