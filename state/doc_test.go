@@ -246,3 +246,29 @@ func must(t rapid.TB, d *Doc, cs ...Change) Out {
 	}
 	return out
 }
+
+// TestOfEndpoints: only single records of endpoints are what hardly anything follows from.
+func TestOfEndpoints(t *testing.T) {
+	put := func(keys ...string) (out Out) {
+		for _, k := range keys {
+			out.Ops = append(out.Ops, crdt.Op{Node: 1, Epoch: 1, Seq: 1, Key: []byte(k)})
+		}
+		return out
+	}
+	for _, c := range []struct {
+		what string
+		out  Out
+		is   bool
+	}{
+		{"two endpoints", put(endpointKey(1), endpointKey(2)), true},
+		{"an endpoint and a block", put(endpointKey(1), blockKey(1, netip.MustParsePrefix("10.0.0.0/30"))), false},
+		{"a node", put(keyNode), false},
+		{"an empty key", put(""), false},
+		{"a whole map", Out{Patches: make([]crdt.Patch, 1)}, false},
+		{"a shared record beside an endpoint", Out{Ops: put(endpointKey(1)).Ops, Shared: make([]crdt.Delta, 1)}, false},
+	} {
+		if got := c.out.OfEndpoints(); got != c.is {
+			t.Errorf("%s: %t", c.what, got)
+		}
+	}
+}
