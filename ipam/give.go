@@ -1,6 +1,7 @@
 package ipam
 
 import (
+	"cmp"
 	"net/netip"
 	"slices"
 	"time"
@@ -99,7 +100,9 @@ func (m *Machine) onAsk(n *network, from state.NodeID, msg *message) {
 	if msg.exact.IsValid() {
 		p, why, text = m.single(n, from, msg)
 	} else {
-		p, why = m.portion(n, from, msg)
+		if p, why = m.portion(n, from, msg); why == refuseNone && m.resting(n) > 0 {
+			text = m.inQuarantine(n).Error()
+		}
 	}
 	if !p.IsValid() {
 		no(why, text)
@@ -224,6 +227,7 @@ func (m *Machine) onRefuse(n *network, from state.NodeID, msg *message) {
 		if msg.why != refuseLater {
 			n.ask.refused = append(n.ask.refused, from)
 			n.ask.resting = n.ask.resting || msg.why == refuseResting
+			n.ask.told = cmp.Or(n.ask.told, msg.text)
 			n.ask.until = m.now
 		}
 		return

@@ -36,9 +36,10 @@ type request struct {
 	until    time.Duration // nothing is done before
 	tries    int
 	refused  []state.NodeID
-	resting  bool // somebody has addresses in their cooldown
-	hopeless bool // nobody is there to be asked, or all refused
-	heard    bool // somebody answered that it cannot say yet
+	resting  bool   // somebody has addresses in their cooldown
+	told     string // why an owner that refused has nothing to give
+	hopeless bool   // nobody is there to be asked, or all refused
+	heard    bool   // somebody answered that it cannot say yet
 }
 
 func backoff(tries int) time.Duration {
@@ -150,20 +151,22 @@ type owner struct {
 // owners returns the nodes with usable blocks, the one with most free first.
 func (m *Machine) owners(n *network) []owner {
 	free := map[state.NodeID]int64{}
+	var theirs []*state.Block
 	reserved := n.reserved()
 	for _, b := range n.others {
 		if b.Kind == state.Own && b.State == state.Usable && b.Root == n.root {
+			theirs = append(theirs, b)
 			free[b.Node] += int64(count(gaps([]netip.Prefix{b.Prefix}, reserved)))
 		}
 	}
-	for e := range n.view.Claims() {
-		if _, ok := free[e.Node]; ok {
-			free[e.Node]--
+	// Both are in the order of addresses. An endpoint may have an address of another node's block.
+	last := 0
+	for e := range n.view.Endpoints() {
+		for last < len(theirs) && theirs[last].Prefix.Addr().Compare(e.Addr) <= 0 {
+			last++
 		}
-	}
-	for e := range n.view.Unshown() { // has an address of another's
-		if _, ok := free[e.Node]; ok {
-			free[e.Node]++
+		if last > 0 && theirs[last-1].Prefix.Contains(e.Addr) {
+			free[theirs[last-1].Node]--
 		}
 	}
 	out := make([]owner, 0, len(free))
@@ -267,6 +270,8 @@ func (m *Machine) despair(n *network, hope bool) (time.Duration, error) {
 		return viewPatience, m.silent(free, away)
 	case m.resting(n) > 0:
 		return viewPatience, m.inQuarantine(n)
+	case n.ask.told != "":
+		return viewPatience, state.Refuse(state.ErrNoAddress, "%s", n.ask.told)
 	}
 	var used uint64
 	for _, u := range m.uses(n) {

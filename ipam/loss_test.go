@@ -319,3 +319,51 @@ func TestRenewedTakesNothingOfBefore(t *testing.T) {
 		t.Fatal("taken")
 	}
 }
+
+// TestRefusalSaysWhy: who owns nothing usable because an older root is of a node that was given up says so,
+// and whom that waits for; the asker repeats it.
+func TestRefusalSaysWhy(t *testing.T) {
+	r := newRig(t, 3, "blue", "10.7.0.0/24", 2)
+	r.alive(4)
+	r.say(2, r.own("10.7.0.0/25", rootOf2, 1, self, 3)) // 3 inherits, and is away
+	r.say(4, state.Forget{Node: 2, Epoch: 1})
+	r.now += quarantineDefault
+	r.step(Tick{})
+	r.tell(4, ask(28))
+	got, _ := r.sent(msgRefuse)
+	if len(got) != 1 || got[0].why != refuseNone || !strings.Contains(got[0].text, "belonged to b and fall to c, which does not answer") {
+		t.Fatal(got)
+	}
+	r = newRig(t, 1, "blue", "10.7.0.0/24", 2)
+	r.alive(2)
+	r.say(2, r.own("10.7.0.0/24", rootOf2, 1))
+	r.waits(1)
+	for range 10 {
+		if asks, _ := r.sent(msgAsk); len(asks) > 0 {
+			r.tell(2, message{kind: msgRefuse, seq: asks[0].seq, why: refuseNone, text: "it rests"})
+		}
+		if len(r.last.Done) > 0 {
+			break
+		}
+		r.now += 500 * time.Millisecond
+		r.step(Tick{})
+	}
+	if len(r.last.Done) != 1 || r.last.Done[0].Err == nil || r.last.Done[0].Err.Error() != "it rests" {
+		t.Fatal(r.last.Done)
+	}
+}
+
+// TestOwnersByAddress: what an owner has free is counted by addresses, whoever has a container there: a node
+// may have one under an address of another's block.
+func TestOwnersByAddress(t *testing.T) {
+	r := newRig(t, 2, "blue", "10.7.0.0/24", 2)
+	r.say(2, r.own("10.7.0.0/30", rootOf2, 2)) // .1 is the gateway's
+	r.say(3, r.own("10.7.0.4/31", rootOf2, 2, 2))
+	for i, a := range []string{"10.7.0.2", "10.7.0.4"} {
+		r.say(2, state.PutEndpoint{Kept: true, Endpoint: state.Endpoint{
+			ID: state.EndpointID(i + 1), Network: r.net, Container: a, Addr: netip.MustParseAddr(a), IfName: "eth1", Alloc: uint64(i + 1), At: 1}})
+	}
+	if got := r.m.owners(r.m.nets[r.net]); !slices.Equal(got, []owner{{2, 1}, {3, 1}}) {
+		t.Fatal(got)
+	}
+}

@@ -70,13 +70,16 @@ func (m *Machine) resting(n *network) uint64 {
 func (m *Machine) inQuarantine(n *network) error {
 	var of, waits []state.NodeID
 	var left time.Duration
-	heirless := state.NodeID(0)
+	heirless, away := state.NodeID(0), state.NodeID(0)
 	for i := range n.orphans {
 		o := &n.orphans[i]
 		of = append(of, o.holder)
 		left = max(left, m.due(o)-m.now)
-		if o.heir == 0 {
+		switch {
+		case o.heir == 0:
 			heirless = o.holder
+		case o.heir != m.self && !m.answers(o.heir):
+			away = o.heir
 		}
 		if n.inquiry != nil && o.heir == m.self {
 			waits = m.silentTo(n.inquiry)
@@ -90,6 +93,9 @@ func (m *Machine) inQuarantine(n *network) error {
 		return state.Refuse(state.ErrNoAddress, "%s, of whom no heir is left; name one: meshnet rmpeer %s --heir NODE", text, m.name(heirless))
 	case left > 0:
 		return state.Refuse(state.ErrNoAddress, "%s and rest for another %s; wait for that", text, left.Round(time.Second))
+	case away != 0:
+		return state.Refuse(state.ErrNoAddress, "%s and fall to %s, which does not answer; wait for it, or 'meshnet rmpeer %s' if it is gone for good",
+			text, m.name(away), m.name(away))
 	case len(waits) > 0:
 		return state.Refuse(state.ErrNoAddress, "%s and wait for %s to hear of that; start it, or 'meshnet rmpeer %s' if it is gone for good",
 			text, m.names(waits), m.name(waits[0]))
