@@ -85,8 +85,10 @@ func TestGateway(t *testing.T) {
 		"10.2.0.0/16 via 240.0.0.7 dev mesh-gw table 1828716551 proto 109 onlink mtu 1400",
 		"10.2.0.0/16 via 240.0.0.8 dev mesh-gw proto 109 src 10.2.9.9 onlink mtu 1400",
 		"240.0.0.7 dev mesh-gw lladdr 0a:6d:65:00:00:07 PERMANENT", "ip_forward:\n1",
-		`iifname != "mesh-gw" meta nfproto ipv4 fib daddr type local tcp dport 8080 dnat ip to 10.2.0.5:80`,
-		`udp dport 53 dnat ip to 10.2.0.5:5353`, `oifname != "mesh-gw" masquerade`, `iifname "mesh-gw" oifname "mesh-gw" counter drop`,
+		`iifname != "mesh-gw" meta nfproto ipv4 tcp dport 8080 fib daddr type local dnat ip to 10.2.0.5:80`,
+		`udp dport 53 fib daddr type local dnat ip to 10.2.0.5:5353`,
+		// Other packets than the gateway's are done with before the rules of networks.
+		"iifname != \"mesh-gw\" accept\n\t\t@ll,48,48 0xa6d65000007 meta mark set 0x6d000007\n", `oifname != "mesh-gw" masquerade`, `iifname "mesh-gw" oifname "mesh-gw" counter drop`,
 		`udp dport 14789 ip daddr @peers counter drop`, `iifname "mesh-gw" tcp dport 17946 counter drop`,
 		`iifname "mesh-gw" ip daddr 10.2.0.0/16 counter drop`,
 	} {

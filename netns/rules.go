@@ -29,7 +29,8 @@ type chain struct {
 //   - forward: nothing passes from network to network, nor from elsewhere into one but to published
 //     ports; nobody forges a packet for a peer's tunnel port under this host's address.
 //   - marks: packets from the gateway bear the mark of their network, and so does all that belongs to
-//     their connections.
+//     their connections. What does not come from there is done with before the rules of networks: each
+//     packet of the host goes by here.
 //   - untracked-in, untracked-out: packets of the tunnels themselves make no connections. Masquerading
 //     has the kernel look for one for each packet of the host.
 //   - The others: published ports, and masquerading under this host's address.
@@ -87,19 +88,13 @@ func routing(g *plan.Gateway) []chain {
 	publish := chain{"publish", nftables.ChainTypeNAT, nftables.ChainHookPrerouting, nftables.ChainPriorityNATDest, nil}
 	here := chain{"publish-here", nftables.ChainTypeNAT, nftables.ChainHookOutput, nftables.ChainPriorityNATDest, nil}
 	masquerade := chain{"outward", nftables.ChainTypeNAT, nftables.ChainHookPostrouting, nftables.ChainPriorityNATSource, nil}
-	from, elsewhere := fromDevice(g.Name), not(fromDevice(g.Name))
-	for _, w := range g.Ways {
-		mark.add(from, sourceMAC(w.MAC), setMark(w.Mark))
-		// Of two networks with one subnet one may have this connection already: the other's ends.
-		mark.add(from, sourceMAC(w.MAC), ctMark(expr.CmpOpNeq, 0), ctMark(expr.CmpOpNeq, w.Mark), counted(drop()))
-	}
-	mark.add(from, saveMark())
+	elsewhere := not(fromDevice(g.Name))
 	for _, p := range g.Ports {
 		proto := byte(unix.IPPROTO_TCP)
 		if p.Proto == state.UDP {
 			proto = unix.IPPROTO_UDP
 		}
-		match := [][]expr.Any{family(unix.NFPROTO_IPV4), toHost(), protocol(proto), toPort(p.HostPort)}
+		match := [][]expr.Any{family(unix.NFPROTO_IPV4), protocol(proto), toPort(p.HostPort), toHost()} // the dearest last
 		fresh := ctBits(expr.CtKeySTATE, expr.CtStateBitNEW)
 		mark.add(join(elsewhere, join(match...), fresh, setCtMark(p.Mark)))
 		reroute.add(join(join(match...), fresh, setCtMark(p.Mark)))
@@ -107,6 +102,13 @@ func routing(g *plan.Gateway) []chain {
 		here.add(join(join(match...), dnat(p)))
 	}
 	mark.add(elsewhere, ourCtMark(), restoreMark())
+	mark.add(elsewhere, accept()) // of this chain
+	for _, w := range g.Ways {
+		mark.add(sourceMAC(w.MAC), setMark(w.Mark))
+		// Of two networks with one subnet one may have this connection already: the other's ends.
+		mark.add(sourceMAC(w.MAC), ctMark(expr.CmpOpNeq, 0), ctMark(expr.CmpOpNeq, w.Mark), counted(drop()))
+	}
+	mark.add(saveMark())
 	reroute.add(ourCtMark(), restoreMark())
 	masquerade.add(family(unix.NFPROTO_IPV4), ourMark(), not(toDevice(g.Name)), []expr.Any{&expr.Masq{}})
 	return []chain{mark, reroute, publish, here, masquerade}
