@@ -30,13 +30,19 @@ func wanted(t testing.TB, h *plan.Host) contents {
 		table := Compile(n)
 		ports = append(ports, table.Ports...)
 		for who, way := range table.Ways {
-			c.members[who.encode()] = way.encode(have.index(way.Device))
+			c.members[who.encode()], _ = way.encode(have.index)
 		}
 		if table.Exit != (Exit{}) {
 			c.exits[n.VNI] = table.Exit.encode()
 		}
 		for who, e := range table.Entries {
 			c.entries[who.encode()] = e.encode(have.index(e.Device))
+		}
+	}
+	if p, peers, ok := Outside(h); ok && have.index(p.Device) != 0 {
+		c.ports[have.index(p.Device)] = p.encode(0)
+		for _, peer := range peers {
+			c.peers[bigEndian(peer)] = 0
 		}
 	}
 	for _, p := range ports {
@@ -157,7 +163,7 @@ func TestWithoutPeer(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c := comparison{machine: machineOf(t, p), indexes: someDevices(t, 100), seed: 1, reasons: map[string]int{}}
+	c := comparison{old: true, machine: machineOf(t, p), indexes: someDevices(t, 100), seed: 1, reasons: map[string]int{}}
 	if err := c.compare(t, 2000); err != nil {
 		t.Fatal(err)
 	}

@@ -148,12 +148,15 @@ func (d *devices) carriers(names iter.Seq[string]) []netlink.Link {
 	}
 	var out []netlink.Link
 	for _, name := range slices.Sorted(names) {
-		if l, ok := d.get(name); ok && strings.HasPrefix(l.Attrs().Alias, "meshnet") {
+		if l, ok := d.get(name); ok && ours(l) {
 			out = append(out, l)
 		}
 	}
 	return out
 }
+
+// ours reports whether a device bears a mark of meshnet.
+func ours(l netlink.Link) bool { return strings.HasPrefix(l.Attrs().Alias, "meshnet") }
 
 // twin makes both ends of a twin, with the MTU of the overlay, for Open vSwitch takes the size of
 // segments from it; no IPv6 of their own, and up.
@@ -276,11 +279,7 @@ func (r *round) attach(name string, mtu uint32) error {
 // ours (tc-bpf(8), direct action).
 func (p *program) attach(l netlink.Link) error {
 	index := l.Attrs().Index
-	qdisc := &netlink.GenericQdisc{
-		QdiscAttrs: netlink.QdiscAttrs{LinkIndex: index, Handle: netlink.MakeHandle(0xffff, 0), Parent: netlink.HANDLE_CLSACT},
-		QdiscType:  "clsact",
-	}
-	if err := netlink.QdiscAdd(qdisc); err != nil && !errors.Is(err, unix.EEXIST) {
+	if err := netlink.QdiscAdd(clsact(l)); err != nil && !errors.Is(err, unix.EEXIST) {
 		return fmt.Errorf("attach to %s: make clsact: %w", l.Attrs().Name, err)
 	}
 	err := netlink.FilterReplace(&netlink.BpfFilter{
@@ -293,6 +292,14 @@ func (p *program) attach(l netlink.Link) error {
 		return fmt.Errorf("attach to %s: make filter: %w", l.Attrs().Name, err)
 	}
 	return nil
+}
+
+// clsact is what filters at the ingress of a device hang on.
+func clsact(l netlink.Link) netlink.Qdisc {
+	return &netlink.GenericQdisc{
+		QdiscAttrs: netlink.QdiscAttrs{LinkIndex: l.Attrs().Index, Handle: netlink.MakeHandle(0xffff, 0), Parent: netlink.HANDLE_CLSACT},
+		QdiscType:  "clsact",
+	}
 }
 
 // filtersOf returns our filters at the ingress of a device.
@@ -327,6 +334,7 @@ func (r *round) clear(keep []pair) error {
 			}
 		}
 	}
+	errs = append(errs, r.leave(wanted))
 	stale := r.have.carriers(sound)
 	maps.DeleteFunc(r.path.sound, func(name string, _ soundness) bool { return !wanted[name] })
 	for _, l := range stale {
@@ -397,10 +405,7 @@ func (r *round) detach(l netlink.Link) error {
 			return nil
 		}
 	}
-	err = netlink.QdiscDel(&netlink.GenericQdisc{
-		QdiscAttrs: netlink.QdiscAttrs{LinkIndex: l.Attrs().Index, Handle: netlink.MakeHandle(0xffff, 0), Parent: netlink.HANDLE_CLSACT},
-		QdiscType:  "clsact",
-	})
+	err = netlink.QdiscDel(clsact(l))
 	if err != nil && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENODEV) {
 		return fmt.Errorf("remove clsact of %s: %w", l.Attrs().Name, err)
 	}

@@ -1,11 +1,12 @@
 // Package fastpath makes the eBPF fast path of a host equal to the plan: the plan compiled a second
-// time, to two maps in front of Open vSwitch.
+// time, to maps in front of Open vSwitch.
 //
 // On transport C every frame climbs into vswitchd and back. What the plan says of exact unicast
 // between known members of one network is little enough for a small program (package bpf) at the
 // ingress of each container's veth and each VXLAN device: it sends such a frame on from device to
 // device and leaves all else, unchanged, to the switch, whose ports are the slow twins of the
-// devices. It may be less permissive than the switch's pipeline, never more.
+// devices. It may be less permissive than the switch's pipeline, never more. At the underlay's device it
+// takes what peers send to containers here out of its tunnel packets, past the host's own stack.
 //
 // [Compile] is pure and says what the maps should hold. [Path] loads, fills, attaches and repairs: an
 // applier beside those of packages ovs and netns, to run after the devices are made and before the

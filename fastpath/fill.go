@@ -42,6 +42,7 @@ func (r *round) fill() []error {
 			r.gone(d, old)
 		}
 	}
+	r.outside(want)
 	r.ports(want, Doors(r.host.Gateway))
 	for id, n := range r.host.Networks {
 		old := p.tables[id]
@@ -92,8 +93,8 @@ func (r *round) all(tables map[state.NetworkID]applied) map[bpf.FastMember]bpf.F
 	want := map[bpf.FastMember]bpf.FastWay{}
 	for _, t := range tables {
 		for who, way := range Compile(t.from).Ways {
-			if at := r.have.index(way.Device); at != 0 {
-				want[who.encode()] = way.encode(at)
+			if w, ok := way.encode(r.have.index); ok {
+				want[who.encode()] = w
 			}
 		}
 	}
@@ -127,8 +128,7 @@ func (r *round) differ(d delta, old, now applied) {
 		}
 	}
 	set := func(who Member, way Way) {
-		if at := r.have.index(way.Device); at != 0 {
-			w := way.encode(at)
+		if w, ok := way.encode(r.have.index); ok {
 			d[who.encode()] = &w
 		}
 	}
@@ -163,6 +163,11 @@ func (r *round) remove(want contents, d delta) (errs []error) {
 	exits, more := dropAll(p.program.exits, p.has.exits, want.exits)
 	for _, vni := range exits {
 		r.did("remove", "fast exit %d", vni)
+	}
+	errs = append(errs, more...)
+	peers, more := dropAll(p.program.peers, p.has.peers, want.peers)
+	for _, peer := range peers {
+		r.did("remove", "fast peer %s", address(peer))
 	}
 	errs = append(errs, more...)
 	ports, more := dropAll(p.program.ports, p.has.ports, want.ports)
@@ -205,6 +210,9 @@ func (r *round) put(want contents, d delta) (errs []error) {
 			errs = append(errs, r.overflow(err, index))
 		}
 		errs = append(errs, set(r, p.program.ports, p.has.ports, index, want.ports[index], "fast port"))
+	}
+	for peer := range want.peers {
+		errs = append(errs, set(r, p.program.peers, p.has.peers, peer, 0, "fast peer"))
 	}
 	for vni, exit := range want.exits {
 		errs = append(errs, set(r, p.program.exits, p.has.exits, vni, exit, "fast exit"))
@@ -258,8 +266,12 @@ func shown(key any) string {
 	case bpf.FastMember:
 		return fmt.Sprintf("%d %s", k.Vni, state.MAC(k.Mac))
 	case bpf.FastInward:
-		ip := binary.NativeEndian.AppendUint32(nil, k.Ip)
-		return fmt.Sprintf("%s %s", state.MAC(k.Far), netip.AddrFrom4([4]byte(ip)))
+		return fmt.Sprintf("%s %s", state.MAC(k.Far), address(k.Ip))
 	}
 	return fmt.Sprint(key)
+}
+
+// address returns the IPv4 address of [bigEndian].
+func address(n uint32) netip.Addr {
+	return netip.AddrFrom4([4]byte(binary.NativeEndian.AppendUint32(nil, n)))
 }

@@ -39,6 +39,7 @@ type Path struct {
 	doomed  []netlink.Link
 	counted []Port // what Traffic shows, with indexes
 	indexes map[string]uint32
+	outer   outer
 
 	// What Apply left; tables is nil until the host was read.
 	tables map[state.NetworkID]applied
@@ -77,8 +78,9 @@ func (p *Path) Run(ctx context.Context) error {
 	p.mu.Lock()
 	p.running = true
 	p.mu.Unlock()
-	timer := time.NewTimer(verifyEvery)
+	timer, card := time.NewTimer(verifyEvery), time.NewTimer(verifyEvery)
 	defer timer.Stop()
+	defer card.Stop()
 	for ctx.Err() == nil {
 		select {
 		case <-ctx.Done():
@@ -87,8 +89,12 @@ func (p *Path) Run(ctx context.Context) error {
 			}
 		case <-timer.C:
 			began := time.Now()
-			p.verify()
+			p.verify(p.intact)
 			timer.Reset(max(verifyEvery, restFactor*time.Since(began)))
+		case <-card.C:
+			began := time.Now()
+			p.verify(p.cardIntact)
+			card.Reset(max(verifyEvery, restFactor*time.Since(began)))
 		}
 	}
 	p.mu.Lock()
@@ -114,14 +120,14 @@ func (p *Path) reap() bool {
 	return true
 }
 
-// verify tells of drift, and has the next Apply read everything.
-func (p *Path) verify() {
+// verify looks, tells of drift, and has the next Apply read everything.
+func (p *Path) verify(intact func() (bool, error)) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.tables == nil || len(p.has.ports) == 0 {
 		return
 	}
-	same, err := p.intact()
+	same, err := intact()
 	if err == nil && same {
 		return
 	}
@@ -162,11 +168,29 @@ func (p *Path) intact() (bool, error) {
 			}
 		}
 	}
+	if same, err := p.outer.intact(have, id); err != nil || !same {
+		return false, err
+	}
 	now, err := p.program.read()
 	if err != nil {
 		return false, err
 	}
 	return now.equal(p.has), nil
+}
+
+// cardIntact is the part of intact that is about what others may do to this host at any time, and does
+// not take long however many containers there are.
+func (p *Path) cardIntact() (bool, error) {
+	have, err := askDevices()
+	if err != nil {
+		return false, err
+	}
+	defer have.close()
+	id, err := p.program.id()
+	if err != nil {
+		return false, err
+	}
+	return p.outer.intact(have, id)
 }
 
 // forget makes the next Apply start from what is.
@@ -266,6 +290,7 @@ func (r *round) apply(ctx context.Context) error {
 	for _, t := range twins {
 		errs = append(errs, r.attach(t.device, t.mtu), r.attach(t.Slow, t.mtu))
 	}
+	r.listen()
 	errs = append(errs, r.clear(twins))
 	return errors.Join(errs...)
 }
@@ -351,6 +376,7 @@ func (r *round) off() error {
 		want := empty()
 		errs = r.remove(want, everything(p.has.members, nil))
 	}
+	p.outer.port, p.outer.lack = Port{}, ""
 	errs = append(errs, r.clear(nil))
 	if err := errors.Join(errs...); err != nil {
 		return err

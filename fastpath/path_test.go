@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/cilium/ebpf"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
@@ -20,7 +21,8 @@ import (
 )
 
 // host makes the devices of a plan as package netns would: a veth whose other end is in a namespace of
-// its own for each container, and for each network another veth in the place of its VXLAN device.
+// its own for each container, for each network another veth in the place of its VXLAN device, and one for
+// the card that tunnel packets come in by.
 func host(t testing.TB, h *plan.Host) {
 	t.Helper()
 	veth := func(name, peer, alias string, mtu uint32) {
@@ -51,6 +53,7 @@ func host(t testing.TB, h *plan.Host) {
 			t.Fatal(err)
 		}
 	}
+	veth(h.Device, "x"+h.Device[1:], "", 9000)
 	if g := h.Gateway; g != nil {
 		veth(g.Port, g.Name, "meshnet:gateway", g.MTU)
 	}
@@ -227,6 +230,9 @@ func bare(t *testing.T) {
 		if strings.HasPrefix(l.Attrs().Alias, aliasTwin) {
 			t.Errorf("twin %s is left", name)
 		}
+		if programs, err := heard(uint32(l.Attrs().Index)); err != nil || len(programs) > 0 {
+			t.Errorf("programs %v on %s are left: %v", programs, name, err)
+		}
 		qdiscs, err := netlink.QdiscList(l)
 		if err != nil {
 			t.Fatal(err)
@@ -258,7 +264,9 @@ func TestDrift(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	p.verify()
+	id, err := p.program.id()
+	must(err)
+	p.verify(p.intact)
 	for what, breaks := range map[string]func(){
 		"": func() {},
 		"filter removed": func() {
@@ -280,9 +288,17 @@ func TestDrift(t *testing.T) {
 		},
 		"port deleted": func() { must(p.program.ports.Delete(index(a.Twin.Slow))) },
 		"twin down":    func() { must(netlink.LinkSetDown(link(a.Twin.Port))) },
+		"peer added":   func() { must(p.program.peers.Put(uint32(9), uint32(0))) },
+		"program of the card removed": func() {
+			_, err := dismiss(index(h.Device), []ebpf.ProgramID{id}, 0)
+			must(err)
+		},
+		"another way for what comes by the tunnel": func() {
+			must(p.program.members.Put(Member{n.VNI, a.MAC}.encode(), bpf.FastWay{Ifindex: index(a.Link), How: uint32(bpf.FastHowLOCAL)}))
+		},
 	} {
 		breaks()
-		p.verify()
+		p.verify(p.intact)
 		select {
 		case <-p.Drift():
 			if what == "" {

@@ -18,34 +18,39 @@ import (
 
 // program is the loaded program and its maps.
 type program struct {
-	prog                                    *ebpf.Program
-	ports, members, exits, entries, counted *ebpf.Map
+	prog                                           *ebpf.Program
+	ports, members, exits, entries, peers, counted *ebpf.Map
+	late                                           *ebpf.Map // the program's own notes
 }
 
 // maps returns the program's maps by name.
 func (p *program) maps() map[string]**ebpf.Map {
 	return map[string]**ebpf.Map{
 		bpf.FastMapMeshnetPorts: &p.ports, bpf.FastMapMeshnetMembers: &p.members, bpf.FastMapMeshnetExits: &p.exits,
-		bpf.FastMapMeshnetEntries: &p.entries, bpf.FastMapMeshnetCounts: &p.counted,
+		bpf.FastMapMeshnetEntries: &p.entries, bpf.FastMapMeshnetPeers: &p.peers, bpf.FastMapMeshnetCounts: &p.counted,
+		bpf.FastMapMeshnetLate: &p.late,
 	}
 }
 
-// contents is what the maps hold, the counters left out.
+// contents is what the maps hold, the counters and the program's own notes left out.
 type contents struct {
 	ports   map[uint32]bpf.FastPort
 	members map[bpf.FastMember]bpf.FastWay
 	exits   map[uint32]bpf.FastExit
 	entries map[bpf.FastInward]bpf.FastEntry
+	peers   map[uint32]uint32 // addresses; the values say nothing
 }
 
 func empty() contents {
 	return contents{
 		map[uint32]bpf.FastPort{}, map[bpf.FastMember]bpf.FastWay{}, map[uint32]bpf.FastExit{}, map[bpf.FastInward]bpf.FastEntry{},
+		map[uint32]uint32{},
 	}
 }
 
 func (c contents) equal(o contents) bool {
-	return maps.Equal(c.ports, o.ports) && maps.Equal(c.members, o.members) && maps.Equal(c.exits, o.exits) && maps.Equal(c.entries, o.entries)
+	return maps.Equal(c.ports, o.ports) && maps.Equal(c.members, o.members) && maps.Equal(c.exits, o.exits) && maps.Equal(c.entries, o.entries) &&
+		maps.Equal(c.peers, o.peers)
 }
 
 // load loads the program with empty maps. peer: with bpf_redirect_peer. room is how many members there
@@ -76,7 +81,9 @@ func loadSpec(spec *ebpf.CollectionSpec, peer bool, room uint32) (*program, erro
 	if err := spec.LoadAndAssign(&o, nil); err != nil {
 		return nil, fmt.Errorf("load the program: %w", err)
 	}
-	return &program{o.MeshnetFast, o.MeshnetPorts, o.MeshnetMembers, o.MeshnetExits, o.MeshnetEntries, o.MeshnetCounts}, nil
+	return &program{
+		o.MeshnetFast, o.MeshnetPorts, o.MeshnetMembers, o.MeshnetExits, o.MeshnetEntries, o.MeshnetPeers, o.MeshnetCounts, o.MeshnetLate,
+	}, nil
 }
 
 // canPeer reports whether the kernel has bpf_redirect_peer, which spares a container's frames a round
@@ -113,7 +120,8 @@ func (p *program) id() (ebpf.ProgramID, error) {
 // read returns what the maps hold.
 func (p *program) read() (contents, error) {
 	c := empty()
-	err := errors.Join(readMap(p.ports, c.ports), readMap(p.members, c.members), readMap(p.exits, c.exits), readMap(p.entries, c.entries))
+	err := errors.Join(readMap(p.ports, c.ports), readMap(p.members, c.members), readMap(p.exits, c.exits), readMap(p.entries, c.entries),
+		readMap(p.peers, c.peers))
 	if err != nil {
 		return contents{}, fmt.Errorf("read the maps of the fast path: %w", err)
 	}
@@ -132,13 +140,15 @@ func readMap[K, V comparable](m *ebpf.Map, into map[K]V) error {
 
 // encode returns the port as the map holds it, with the index of its other device.
 func (p Port) encode(other uint32) bpf.FastPort {
-	return bpf.FastPort{Vni: p.VNI, Other: other, Kind: kinds[p.Kind], Ip: bigEndian(p.Addr), Mac: p.MAC}
+	udp := binary.NativeEndian.Uint16(binary.BigEndian.AppendUint16(nil, p.UDP))
+	return bpf.FastPort{Vni: p.VNI, Other: other, Kind: kinds[p.Kind], Ip: bigEndian(p.Addr), Mac: p.MAC, Udp: udp}
 }
 
 var kinds = map[Kind]bpf.FastKind{
 	Container:     bpf.FastKindCONTAINER,
 	Trunk:         bpf.FastKindTRUNK,
 	Door:          bpf.FastKindDOOR,
+	Underlay:      bpf.FastKindUNDERLAY,
 	ContainerTwin: bpf.FastKindTWIN_CONTAINER,
 	TrunkTwin:     bpf.FastKindTWIN_TRUNK,
 	DoorTwin:      bpf.FastKindTWIN_DOOR,
@@ -158,8 +168,13 @@ func bigEndian(a netip.Addr) uint32 {
 
 func (m Member) encode() bpf.FastMember { return bpf.FastMember{Vni: m.VNI, Mac: m.MAC} }
 
-func (w Way) encode(index uint32) bpf.FastWay {
-	return bpf.FastWay{Ifindex: index, How: uint32(hows[w.How])}
+// encode returns the way as the map holds it, by the indexes of devices; false if there is none of its own.
+func (w Way) encode(index func(string) uint32) (bpf.FastWay, bool) {
+	way := bpf.FastWay{Ifindex: index(w.Device), How: uint32(hows[w.How])}
+	if w.Trunk != "" {
+		way.Trunk = index(w.Trunk)
+	}
+	return way, way.Ifindex != 0
 }
 
 func (x Exit) encode() bpf.FastExit {

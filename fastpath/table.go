@@ -19,6 +19,9 @@ const (
 	Trunk
 	// Door is the switch's end of the veth to the host's own stack.
 	Door
+	// Underlay is the device that tunnel packets come in by. It has no twin: what the program does not
+	// take there goes its way as without it.
+	Underlay
 	// ContainerTwin, TrunkTwin and DoorTwin are the slow twins of those: what comes out of them comes
 	// from the switch and goes to the device.
 	ContainerTwin
@@ -28,7 +31,7 @@ const (
 
 // String returns the kind in one word.
 func (k Kind) String() string {
-	return [...]string{"none", "container", "trunk", "door", "container-twin", "trunk-twin", "door-twin"}[k]
+	return [...]string{"none", "container", "trunk", "door", "underlay", "container-twin", "trunk-twin", "door-twin"}[k]
 }
 
 // twin reports whether the device is a slow twin.
@@ -41,7 +44,8 @@ type Port struct {
 	VNI    uint32
 	Other  string     // the slow twin; of a twin the device it stands for
 	MAC    state.MAC  // of a container: its only source MAC
-	Addr   netip.Addr // and its only source address
+	Addr   netip.Addr // and its only source address; of the underlay: the host's tunnel end
+	UDP    uint16     // of the underlay: the port of the tunnels
 
 	Network  state.NetworkID  // for who counts
 	Endpoint state.EndpointID // of a container
@@ -72,6 +76,7 @@ func (h How) String() string { return [...]string{"out", "inside", "host", ""}[h
 type Way struct {
 	Device string
 	How    How
+	Trunk  string // of a container: its network's VXLAN device, by which peers reach it
 }
 
 // Exit is how the containers of a network reach the world: whatever is not for the subnet goes to the
@@ -115,6 +120,15 @@ func Doors(g *plan.Gateway) []Port {
 	}
 }
 
+// Outside returns the port that tunnel packets come in by, and the peers that may send them; false if
+// they cannot be taken there: without a fast path, and over IPv6.
+func Outside(h *plan.Host) (Port, []netip.Addr, bool) {
+	if !h.FastPath || h.Encap != state.VXLAN || !h.Underlay.Is4() || h.Device == "" || h.TunnelPort == 0 {
+		return Port{}, nil, false
+	}
+	return Port{Device: h.Device, Kind: Underlay, Addr: h.Underlay, UDP: h.TunnelPort}, h.Firewall.Peers, true
+}
+
 // Compile returns what the fast path has to know of a network on transport C. Local members whose
 // container is not there, and all that is not IPv4, are left to the switch. A network that is the
 // same pointer in two plans with a fast path has the same table.
@@ -153,13 +167,13 @@ func Local(n *plan.Network) Table {
 			continue
 		}
 		add(Port{Device: p.Link, Kind: Container, MAC: p.MAC, Addr: p.Addr, Endpoint: p.Endpoint}, p.Twin, ContainerTwin)
-		t.Ways[Member{n.VNI, p.MAC}] = Way{p.Link, Inside}
+		t.Ways[Member{n.VNI, p.MAC}] = Way{p.Link, Inside, n.Device.Name}
 		if n.Router.Out && n.Door != (plan.Door{}) {
 			t.Entries[Inward{n.Door.Far, p.Addr}] = Entry{p.Link, n.Router.MAC, p.MAC, n.Host.Addr}
 		}
 	}
 	if n.Router.Out && n.Door != (plan.Door{}) && n.Subnet.Addr().Is4() {
-		t.Ways[Member{n.VNI, n.Router.MAC}] = Way{n.Door.Name, Host}
+		t.Ways[Member{n.VNI, n.Router.MAC}] = Way{Device: n.Door.Name, How: Host}
 		t.Exit = Exit{n.Subnet.Masked(), n.Door.Far, n.Door.Near}
 	}
 	slices.SortFunc(t.Ports, func(a, b Port) int { return cmp.Compare(a.Device, b.Device) })

@@ -28,6 +28,9 @@ func text(h *plan.Host) string {
 		}
 		b.WriteString("\n")
 	}
+	if p, peers, ok := Outside(h); ok {
+		fmt.Fprintf(&b, "port %s %s addr %s udp %d peers %v\n", p.Device, p.Kind, p.Addr, p.UDP, peers)
+	}
 	for _, p := range Doors(h.Gateway) {
 		port(p)
 	}
@@ -38,7 +41,11 @@ func text(h *plan.Host) string {
 			port(p)
 		}
 		for _, m := range slices.SortedFunc(maps.Keys(t.Ways), func(a, b Member) int { return slices.Compare(a.MAC[:], b.MAC[:]) }) {
-			fmt.Fprintf(&b, "way vni %d mac %s to %s %s\n", m.VNI, m.MAC, t.Ways[m].Device, t.Ways[m].How)
+			fmt.Fprintf(&b, "way vni %d mac %s to %s %s", m.VNI, m.MAC, t.Ways[m].Device, t.Ways[m].How)
+			if trunk := t.Ways[m].Trunk; trunk != "" {
+				fmt.Fprintf(&b, " from peers by %s", trunk)
+			}
+			b.WriteString("\n")
 		}
 		if t.Exit != (Exit{}) {
 			fmt.Fprintf(&b, "exit not %s far %s near %s\n", t.Exit.Subnet, t.Exit.Far, t.Exit.Near)

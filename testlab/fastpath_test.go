@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -36,6 +37,7 @@ func TestFastPath(t *testing.T) {
 		l.attach(h, c, "inner")
 	}
 	t.Run("counted", func(t *testing.T) { l.on(t).counted() })
+	t.Run("underlay", func(t *testing.T) { l.on(t).underlay() })
 	t.Run("steady", func(t *testing.T) { l.on(t).steady() })
 	for h := 1; h <= 3; h++ {
 		l.again(h, "--fastpath", "off")
@@ -112,6 +114,42 @@ func (l *lab) counted() {
 	// The way to the world is by the network that the container was attached to first.
 	if container < 20 || peers < 20 || gateway < 20 {
 		l.t.Errorf("fast from c1 %d, from peers %d, from the world %d; want at least the 20 pings", container, peers, gateway)
+	}
+}
+
+// underlay wants tunnel packets to be taken at the card, past the VXLAN device, unless the host has an
+// IPsec policy that would have them looked at; nothing is lost by the change.
+func (l *lab) underlay() {
+	a1, a2 := l.address("c1", "web"), l.address("c2", "web")
+	passed := func() (n int) { // by VXLAN devices
+		for _, f := range strings.Fields(l.findings(2, `for d in $(ip -o link | grep -o 'mv-[0-9a-f]*' | sort -u); do ip -s -j link show $d | grep -o '"rx":{"bytes":[0-9]*,"packets":[0-9]*' | grep -o '[0-9]*$'; done`)) {
+			more, err := strconv.Atoi(f)
+			if err != nil {
+				l.t.Fatal(err)
+			}
+			n += more
+		}
+		return n
+	}
+	pings := func() int { // of a hundred, by VXLAN devices
+		before := passed()
+		out := l.run("in", "1", "c1", "ping", "-q", "-c", "100", "-i", "0.002", a2)
+		if m := lossRE.FindStringSubmatch(out); m == nil || m[1] != m[2] {
+			l.t.Error(out)
+		}
+		return passed() - before
+	}
+	l.run("in", "2", "c2", "ping", "-c", "1", a1)
+	if n := pings(); n > 20 { // ARP and the like
+		l.t.Errorf("%d of 100 pings went by the VXLAN device", n)
+	}
+	stop := l.pinging(1, "c1", a2)
+	l.run("exec", "2", "ip", "xfrm", "policy", "add", "dir", "in", "src", "192.0.2.0/24", "dst", "192.0.2.0/24", "action", "allow")
+	l.eventually("a policy, and all by the VXLAN device", 8*time.Second, func() bool { return pings() >= 100 })
+	l.run("exec", "2", "ip", "xfrm", "policy", "flush")
+	l.eventually("no policy, and nothing by the VXLAN device", 8*time.Second, func() bool { return pings() <= 20 })
+	if lost, gap := stop(); lost > 0 {
+		l.t.Errorf("%d pings lost, longest silence %s", lost, gap)
 	}
 }
 

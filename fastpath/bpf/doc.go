@@ -5,4 +5,4 @@ package bpf
 
 // The flags are those of Debian's clang; the object is for little-endian machines, which all are that
 // Debian builds Go for but s390x.
-//go:generate go run github.com/cilium/ebpf/cmd/bpf2go@v0.22.0 -cc clang -strip llvm-strip -cflags "-O2 -g -Wall -Werror -I/usr/include/x86_64-linux-gnu -fdebug-prefix-map=/=." -target bpfel -type port -type member -type way -type exit -type inward -type entry -type count -type kind Fast fast.c
+//go:generate go run github.com/cilium/ebpf/cmd/bpf2go@v0.22.0 -cc clang -strip llvm-strip -cflags "-O2 -g -Wall -Werror -I/usr/include/x86_64-linux-gnu -fdebug-prefix-map=/=." -target bpfel -type port -type member -type way -type flow -type exit -type inward -type entry -type count -type kind Fast fast.c

@@ -7,15 +7,23 @@
 // The same goes for what a container sends to the world by its network's gateway, and for what comes
 // back from there: both are known by the MACs of the veth that leads to the host's own stack.
 //
-// One program sits at the ingress (clsact) of four kinds of device: the host's end of a container's
-// veth, a network's VXLAN device, the switch's end of the gateway's veth, and the slow twins of all. It
-// may send less than the switch would, never more: what it lets pass is what the pipeline (ovs/flow)
-// delivers to the same device with the same MACs. See bpf-helpers(7), tc-bpf(8).
+// One program sits at the ingress (clsact, of the last TCX) of five kinds of device: the host's end of a container's
+// veth, a network's VXLAN device, the switch's end of the gateway's veth, the slow twins of all, and the
+// device that tunnel packets come in by. It may send less than the switch would, never more: what it
+// lets pass is what the pipeline (ovs/flow) delivers to the same device with the same MACs. See
+// bpf-helpers(7), tc-bpf(8).
+//
+// On the last of these it takes a packet only if what is in it is for a container here and plain enough
+// that the kernel's VXLAN device would unwrap it to the very same frame. All else there is none of its
+// business: it goes on to the host's own stack and that device, as without the program.
 
 #include <linux/bpf.h>
 #include <linux/if_ether.h>
+#include <linux/if_packet.h>
+#include <linux/in.h>
 #include <linux/ip.h>
 #include <linux/pkt_cls.h>
+#include <linux/udp.h>
 #include <bpf/bpf_endian.h>
 #include <bpf/bpf_helpers.h>
 
@@ -23,6 +31,12 @@
 // Members that find none go through the switch.
 #define PORTS_MAX 131072
 #define MEMBERS_MAX 131072
+#define PEERS_MAX 16384
+#define LATE_MAX 8192
+
+// How long a flow of which something went by the host's stack must have been silent until it is taken
+// again, ns. What goes there waits in a queue of the VXLAN device (gro_cells), and may not be overtaken.
+#define QUIET 100000000
 
 // PEER: bpf_redirect_peer is there (Linux 5.10). Set before the program is loaded.
 volatile const __u8 PEER = 1;
@@ -32,9 +46,10 @@ enum kind {
 	CONTAINER = 1, // the host's end of a container's veth
 	TRUNK = 2,     // a network's VXLAN device
 	DOOR = 3,      // the switch's end of the veth to the host's own stack
-	TWIN_CONTAINER = 4,
-	TWIN_TRUNK = 5,
-	TWIN_DOOR = 6,
+	UNDERLAY = 4,  // has the host's end of the tunnels
+	TWIN_CONTAINER = 5,
+	TWIN_TRUNK = 6,
+	TWIN_DOOR = 7,
 };
 
 // How a frame gets onto a device.
@@ -63,9 +78,9 @@ struct port {
 	__u32 vni;
 	__u32 other; // the slow twin's ifindex; of a twin, that of the device it stands for
 	enum kind kind;
-	__be32 ip; // CONTAINER: the only source address
+	__be32 ip; // CONTAINER: the only source address; UNDERLAY: of the host's end of the tunnels
 	__u8 mac[6];
-	__u16 pad;
+	__be16 udp; // UNDERLAY: the port of the tunnels
 };
 
 struct member {
@@ -77,7 +92,26 @@ struct member {
 struct way {
 	__u32 ifindex;
 	enum how how;
+	__u32 trunk; // LOCAL: the VXLAN device of its network, by which peers reach it
 };
+
+// flow is packets that came in by the tunnel and must stay in order: of a peer's, the source port tells
+// flows apart (RFC 7348, section 5).
+struct flow {
+	__be32 peer;
+	__be16 port;
+	__u16 pad;
+};
+
+// vxlan is the header of RFC 7348, section 5.
+struct vxlan {
+	__be32 flags;
+	__be32 vni; // in the upper 24 bits
+};
+
+// What comes before the frame in a tunnel packet that is taken, its own Ethernet header left out: the
+// same number of bytes as before the IPv4 header of the frame, its Ethernet header with it.
+#define WRAPPING (sizeof(struct iphdr) + sizeof(struct udphdr) + sizeof(struct vxlan) + sizeof(struct ethhdr))
 
 // exit is how a network's containers reach the world.
 struct exit {
@@ -139,6 +173,21 @@ struct {
 } meshnet_entries SEC(".maps");
 
 struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, PEERS_MAX);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, __be32); // who may send tunnel packets
+	__type(value, __u32);
+} meshnet_peers SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, LATE_MAX);
+	__type(key, struct flow);
+	__type(value, __u64); // when something of it last went by the host's stack
+} meshnet_late SEC(".maps");
+
+struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_HASH);
 	__uint(max_entries, PORTS_MAX);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
@@ -183,20 +232,27 @@ static __always_inline enum reason enter(const struct ethhdr *eth, const struct 
 	return FAST;
 }
 
-static __always_inline enum reason classify(struct __sk_buff *skb, const struct port *p, struct verdict *v)
+// frame is a frame in a packet: where it begins, where what can be read of it ends, and its length.
+struct frame {
+	struct ethhdr *eth;
+	void *end;
+	__u32 len;
+	__u32 tagged, in; // ifindex of the device; 0: it is not to be compared
+};
+
+static __always_inline enum reason classify(const struct frame *f, const struct port *p, struct verdict *v)
 {
-	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
-	struct ethhdr *eth = data;
+	struct ethhdr *eth = f->eth;
 	struct iphdr *ip = (void *)(eth + 1);
 
-	if ((void *)(eth + 1) > end)
+	if ((void *)(eth + 1) > f->end)
 		return BROKEN;
-	if (skb->vlan_present || eth->h_proto != bpf_htons(ETH_P_IP) || (eth->h_dest[0] & 1))
+	if (f->tagged || eth->h_proto != bpf_htons(ETH_P_IP) || (eth->h_dest[0] & 1))
 		return SLOW;
-	if ((void *)(ip + 1) > end)
+	if ((void *)(ip + 1) > f->end)
 		return BROKEN;
 	// Open vSwitch takes for IPv4 what passes these (lib/flow.c, ipv4_sanity_check).
-	__u32 header = ip->ihl * 4, total = bpf_ntohs(ip->tot_len), size = skb->len - sizeof(*eth);
+	__u32 header = ip->ihl * 4, total = bpf_ntohs(ip->tot_len), size = f->len - sizeof(*eth);
 	if (header < sizeof(*ip) || total < header || total > size)
 		return BROKEN;
 	if (p->kind == DOOR)
@@ -208,7 +264,7 @@ static __always_inline enum reason classify(struct __sk_buff *skb, const struct 
 	__builtin_memcpy(to.mac, eth->h_dest, sizeof(to.mac));
 	struct way *known = bpf_map_lookup_elem(&meshnet_members, &to);
 	// Nothing goes back to where it came from: so what came from a peer never goes to one.
-	if (!known || known->ifindex == skb->ifindex)
+	if (!known || known->ifindex == f->in)
 		return UNKNOWN;
 	v->way = *known;
 	if (known->how != HOST)
@@ -231,6 +287,107 @@ static __always_inline void note(__u32 ifindex, enum reason why, __u32 len)
 		c->bytes += len;
 }
 
+// linear makes the first n bytes of a packet ones that can be read in place; false: it has not as many.
+static __always_inline int linear(struct __sk_buff *skb, __u32 n)
+{
+	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
+	return data + n <= end || (skb->len >= n && !bpf_skb_pull_data(skb, n));
+}
+
+// sound reports whether the checksum of an IPv4 header without options is right.
+static __always_inline int sound(const struct iphdr *ip)
+{
+	const __u16 *word = (const void *)ip;
+	__u32 sum = 0;
+#pragma unroll
+	for (int i = 0; i < (int)(sizeof(*ip) / sizeof(*word)); i++)
+		sum += word[i];
+	sum = (sum & 0xffff) + (sum >> 16);
+	return sum == 0xffff;
+}
+
+// queued reports whether something of a flow may still wait in the queue of the VXLAN device, or notes
+// that this packet will.
+static __always_inline int queued(const struct flow *flow, int this)
+{
+	__u64 now = bpf_ktime_get_ns(), *late = bpf_map_lookup_elem(&meshnet_late, flow);
+	if (!this && (!late || now > *late + QUIET))
+		return 0;
+	if (late)
+		*late = now;
+	else
+		bpf_map_update_elem(&meshnet_late, flow, &now, BPF_ANY);
+	return 1;
+}
+
+// unwrap takes a tunnel packet that is for a container here, and makes of it the frame that is in it. What
+// it does not take stays as it is. See vxlan_rcv in the kernel's drivers/net/vxlan: that has to make the
+// same of what is taken.
+static __always_inline int unwrap(struct __sk_buff *skb, const struct port *under)
+{
+	struct ethhdr *eth;
+	if (skb->protocol != bpf_htons(ETH_P_IP) || !linear(skb, sizeof(*eth) + sizeof(struct iphdr) + sizeof(struct udphdr)))
+		return TC_ACT_UNSPEC;
+	void *end = (void *)(long)skb->data_end;
+	eth = (void *)(long)skb->data;
+	struct iphdr *ip = (void *)(eth + 1);
+	struct udphdr *udp = (void *)(ip + 1);
+	if ((void *)(udp + 1) > end)
+		return TC_ACT_UNSPEC;
+	if (skb->vlan_present || skb->pkt_type != PACKET_HOST)
+		return TC_ACT_UNSPEC;
+	if (ip->version != 4 || ip->ihl != 5 || ip->protocol != IPPROTO_UDP || (ip->frag_off & bpf_htons(0x3fff)))
+		return TC_ACT_UNSPEC;
+	if (udp->dest != under->udp || ip->daddr != under->ip)
+		return TC_ACT_UNSPEC;
+	__be32 peer = ip->saddr;
+	if (!bpf_map_lookup_elem(&meshnet_peers, &peer))
+		return TC_ACT_UNSPEC;
+	struct flow flow = {.peer = peer, .port = udp->source};
+	__u32 congested = ip->tos & 1;
+	// The checksum of the outer UDP is not asked for: it may be zero anyhow, and the container looks at its own.
+	__u32 total = bpf_ntohs(ip->tot_len);
+	if (total != skb->len - sizeof(*eth) || bpf_ntohs(udp->len) != total - sizeof(*ip) || !sound(ip))
+		return TC_ACT_UNSPEC;
+
+	if (!linear(skb, sizeof(*eth) + WRAPPING + sizeof(*ip)))
+		return TC_ACT_UNSPEC;
+	end = (void *)(long)skb->data_end;
+	struct vxlan *vxlan = (void *)(long)skb->data + sizeof(*eth) + sizeof(*ip) + sizeof(*udp);
+	if ((void *)(vxlan + 1) > end)
+		return TC_ACT_UNSPEC;
+	__u32 vni = bpf_ntohl(vxlan->vni);
+	if (vxlan->flags != bpf_htonl(0x08000000) || (vni & 0xff))
+		return TC_ACT_UNSPEC;
+	struct frame f = {.eth = (void *)(vxlan + 1), .end = end, .len = skb->len - WRAPPING};
+	struct iphdr *inner = (void *)(f.eth + 1);
+	// TCP is left alone: most of its bytes come as segments of offload, which may not be overtaken, and it was
+	// slower with only its acknowledgements taken.
+	if ((void *)(inner + 1) > end || inner->protocol == IPPROTO_TCP)
+		return TC_ACT_UNSPEC;
+	// Segments of offload would be marked as ones of a tunnel (gso_type) for ever; of congestion the frame in
+	// it has to be told (RFC 6040, section 4.2: CE, and ECT(1)).
+	if (queued(&flow, skb->gso_size || congested))
+		return TC_ACT_UNSPEC;
+	struct port trunk = {.vni = vni >> 8, .kind = TRUNK};
+	struct verdict v = {};
+	// Only what is LOCAL has a trunk: so nothing goes out again.
+	if (classify(&f, &trunk, &v) != FAST || !v.way.trunk)
+		return TC_ACT_UNSPEC;
+	__builtin_memcpy(v.macs, f.eth, sizeof(v.macs));
+	// What goes is all between the Ethernet header and the IPv4 header of the frame. This also makes of what
+	// the device said of checksums what holds for the frame.
+	if (bpf_skb_adjust_room(skb, -(__s32)WRAPPING, BPF_ADJ_ROOM_MAC, 0))
+		return TC_ACT_UNSPEC;
+	if (bpf_skb_store_bytes(skb, 0, v.macs, sizeof(v.macs), 0))
+		return TC_ACT_SHOT;
+	note(v.way.trunk, FAST, skb->len);
+	skb->cb[0] = FAST;
+	skb->cb[1] = v.way.ifindex;
+	skb->cb[2] = LOCAL;
+	return bpf_redirect_peer(v.way.ifindex, 0);
+}
+
 SEC("tc")
 int meshnet_fast(struct __sk_buff *skb)
 {
@@ -239,12 +396,15 @@ int meshnet_fast(struct __sk_buff *skb)
 	struct verdict v = {};
 
 	if (!p)
-		return TC_ACT_OK;
+		return TC_ACT_UNSPEC; // for others' filters
+	if (p->kind == UNDERLAY)
+		return PEER ? unwrap(skb, p) : TC_ACT_UNSPEC;
 	if (p->kind >= TWIN_CONTAINER) {
 		v.why = RETURN;
 		v.way.how = p->kind == TWIN_CONTAINER ? LOCAL : OUT;
 	} else {
-		v.why = classify(skb, p, &v);
+		struct frame f = {(void *)(long)skb->data, (void *)(long)skb->data_end, len, skb->vlan_present, in};
+		v.why = classify(&f, p, &v);
 		if (v.why == FAST && v.renamed && bpf_skb_store_bytes(skb, 0, v.macs, sizeof(v.macs), 0))
 			v.why = UNKNOWN; // it is as it came
 		if (v.why != FAST)

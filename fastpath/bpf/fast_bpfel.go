@@ -35,6 +35,13 @@ type FastExit struct {
 	Near [6]uint8
 }
 
+type FastFlow struct {
+	_    structs.HostLayout
+	Peer uint32
+	Port uint16
+	Pad  uint16
+}
+
 type FastHow uint32
 
 const (
@@ -56,9 +63,10 @@ const (
 	FastKindCONTAINER      FastKind = 1
 	FastKindTRUNK          FastKind = 2
 	FastKindDOOR           FastKind = 3
-	FastKindTWIN_CONTAINER FastKind = 4
-	FastKindTWIN_TRUNK     FastKind = 5
-	FastKindTWIN_DOOR      FastKind = 6
+	FastKindUNDERLAY       FastKind = 4
+	FastKindTWIN_CONTAINER FastKind = 5
+	FastKindTWIN_TRUNK     FastKind = 6
+	FastKindTWIN_DOOR      FastKind = 7
 )
 
 type FastMember struct {
@@ -75,7 +83,7 @@ type FastPort struct {
 	Kind  FastKind
 	Ip    uint32
 	Mac   [6]uint8
-	Pad   uint16
+	Udp   uint16
 }
 
 type FastReason uint32
@@ -94,6 +102,7 @@ type FastWay struct {
 	_       structs.HostLayout
 	Ifindex uint32
 	How     uint32
+	Trunk   uint32
 }
 
 // Names of all BPF objects in the ELF.
@@ -103,7 +112,9 @@ const (
 	FastMapMeshnetCounts  = "meshnet_counts"
 	FastMapMeshnetEntries = "meshnet_entries"
 	FastMapMeshnetExits   = "meshnet_exits"
+	FastMapMeshnetLate    = "meshnet_late"
 	FastMapMeshnetMembers = "meshnet_members"
+	FastMapMeshnetPeers   = "meshnet_peers"
 	FastMapMeshnetPorts   = "meshnet_ports"
 	FastProgMeshnetFast   = "meshnet_fast"
 	FastVarPEER           = "PEER"
@@ -163,7 +174,9 @@ type FastMapSpecs struct {
 	MeshnetCounts  *ebpf.MapSpec `ebpf:"meshnet_counts"`
 	MeshnetEntries *ebpf.MapSpec `ebpf:"meshnet_entries"`
 	MeshnetExits   *ebpf.MapSpec `ebpf:"meshnet_exits"`
+	MeshnetLate    *ebpf.MapSpec `ebpf:"meshnet_late"`
 	MeshnetMembers *ebpf.MapSpec `ebpf:"meshnet_members"`
+	MeshnetPeers   *ebpf.MapSpec `ebpf:"meshnet_peers"`
 	MeshnetPorts   *ebpf.MapSpec `ebpf:"meshnet_ports"`
 }
 
@@ -199,7 +212,9 @@ type FastMaps struct {
 	MeshnetCounts  *ebpf.Map `ebpf:"meshnet_counts"`
 	MeshnetEntries *ebpf.Map `ebpf:"meshnet_entries"`
 	MeshnetExits   *ebpf.Map `ebpf:"meshnet_exits"`
+	MeshnetLate    *ebpf.Map `ebpf:"meshnet_late"`
 	MeshnetMembers *ebpf.Map `ebpf:"meshnet_members"`
+	MeshnetPeers   *ebpf.Map `ebpf:"meshnet_peers"`
 	MeshnetPorts   *ebpf.Map `ebpf:"meshnet_ports"`
 }
 
@@ -208,7 +223,9 @@ func (m *FastMaps) Close() error {
 		m.MeshnetCounts,
 		m.MeshnetEntries,
 		m.MeshnetExits,
+		m.MeshnetLate,
 		m.MeshnetMembers,
+		m.MeshnetPeers,
 		m.MeshnetPorts,
 	)
 }

@@ -1,0 +1,228 @@
+package fastpath
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// outer is how tunnel packets are taken at the device that they come in by.
+type outer struct {
+	port  Port   // zero: none is planned
+	index uint32 // of the device that carries the program for it; 0: none does
+	lack  string // why they go through the host's own stack; empty: they do not have to
+	other bool   // because the program could not be attached, which is tried again by each Apply
+}
+
+// outside notes the port that tunnel packets come in by and who may send them, if they can be taken there.
+func (r *round) outside(want contents) {
+	o := &r.path.outer
+	port, peers, ok := Outside(r.host)
+	was := o.lack
+	o.port, o.lack = port, ""
+	if !ok {
+		o.other = false
+		return
+	}
+	l, lack := obstacle(r.have, port)
+	if o.lack = lack; lack != "" {
+		o.other = false
+		if lack != was {
+			r.path.log.Info("tunnel packets go through the host's own stack", "device", port.Device, "why", lack)
+		}
+		return
+	}
+	want.ports[uint32(l.Attrs().Index)] = port.encode(0)
+	for _, peer := range peers {
+		if peer.Is4() {
+			want.peers[bigEndian(peer)] = 0
+		}
+	}
+}
+
+// obstacle returns the device of a port that tunnel packets can be taken at, or why they cannot: what is
+// taken passes by all that the host's own stack would have it go through, so there must be nothing there
+// that is not ours to decide.
+func obstacle(have *devices, port Port) (netlink.Link, string) {
+	l, ok := have.get(port.Device)
+	switch {
+	case !ok:
+		return nil, "the device is not there"
+	case l.Attrs().EncapType != "ether":
+		return nil, "the device is not Ethernet"
+	case l.Attrs().MasterIndex != 0:
+		return nil, "the device is a port of another"
+	}
+	if _, err := heard(uint32(l.Attrs().Index)); err != nil {
+		return nil, "it takes Linux 6.6; before, a program cannot be put there without stopping the card for a moment"
+	}
+	filters, err := netlink.FilterList(l, netlink.HANDLE_MIN_INGRESS)
+	switch {
+	case errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOENT): // none can be there
+	case err != nil:
+		return nil, "it is not known whether somebody filters there: " + err.Error()
+	case len(filters) > 0:
+		return nil, "the device has filters of somebody else's, which would come after"
+	}
+	// A kernel without IPsec has no policies.
+	policies, err := netlink.XfrmPolicyList(netlink.FAMILY_ALL)
+	if err != nil && !errors.Is(err, unix.EPROTONOSUPPORT) {
+		return nil, "it is not known whether there are IPsec policies: " + err.Error()
+	}
+	for _, p := range policies {
+		if p.Dir == netlink.XFRM_DIR_IN {
+			return nil, "the host has IPsec policies for what it receives"
+		}
+	}
+	return l, ""
+}
+
+// intact reports whether tunnel packets are taken where, and only where, they can be.
+func (o *outer) intact(have *devices, id ebpf.ProgramID) (bool, error) {
+	if o.port == (Port{}) || o.other {
+		return true, nil
+	}
+	l, lack := obstacle(have, o.port)
+	if lack != o.lack {
+		return false, nil
+	}
+	if lack != "" {
+		return true, nil
+	}
+	if uint32(l.Attrs().Index) != o.index {
+		return false, nil
+	}
+	all, err := heard(o.index)
+	return len(all) > 0 && all[len(all)-1] == id, err
+}
+
+// listen attaches the program to the device that tunnel packets come in by, if they can be taken there.
+// Where it cannot be attached they go through the host's own stack, so that is no fault.
+func (r *round) listen() {
+	o := &r.path.outer
+	if o.port == (Port{}) || o.lack != "" {
+		return
+	}
+	l, ok := r.have.get(o.port.Device)
+	if !ok {
+		return
+	}
+	done, err := r.path.program.listen(l)
+	if err != nil && !o.other {
+		r.path.log.Warn("tunnel packets go through the host's own stack", "device", o.port.Device, "err", err)
+	}
+	o.other = err != nil
+	if done {
+		r.did("attach", "program to %s", o.port.Device)
+	}
+}
+
+// leave removes the program from devices that are not ours, which those wanted are, and where no tunnel
+// packets are to be taken.
+func (r *round) leave(wanted map[string]bool) error {
+	o := &r.path.outer
+	was, keep := o.index, uint32(0)
+	if o.port != (Port{}) && o.lack == "" && !o.other {
+		keep = r.have.index(o.port.Device)
+	}
+	o.index = keep
+	if !r.have.all {
+		if was == 0 || was == keep {
+			return nil
+		}
+		return r.quit(was, "")
+	}
+	var errs []error
+	for name, l := range r.have.links {
+		if index := uint32(l.Attrs().Index); !wanted[name] && !ours(l) && index != keep {
+			errs = append(errs, r.quit(index, name))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// quit removes our programs from the ingress of a device that has another's.
+func (r *round) quit(index uint32, name string) error {
+	all, err := heard(index)
+	if err != nil {
+		return nil // the device is gone, or no program can be there
+	}
+	n, err := dismiss(index, all, 0)
+	if n > 0 {
+		r.did("detach", "program from %s", cmp.Or(name, fmt.Sprint("device ", index)))
+	}
+	return err
+}
+
+// heard returns the programs at the ingress of a device in their order: before filters, and attached
+// without a moment in which the device sends nothing, as there is when clsact comes or goes (TCX, Linux
+// 6.6). It fails where there is no such thing.
+func heard(index uint32) ([]ebpf.ProgramID, error) {
+	q, err := link.QueryPrograms(link.QueryOptions{Target: int(index), Attach: ebpf.AttachTCXIngress})
+	if err != nil {
+		return nil, fmt.Errorf("list programs of device %d: %w", index, err)
+	}
+	all := make([]ebpf.ProgramID, len(q.Programs))
+	for i, p := range q.Programs {
+		all[i] = p.ID
+	}
+	return all, nil
+}
+
+// dismiss detaches our programs, by their name, but one, and returns how many.
+func dismiss(index uint32, all []ebpf.ProgramID, but ebpf.ProgramID) (n int, err error) {
+	for _, id := range all {
+		if id == but {
+			continue
+		}
+		prog, err := ebpf.NewProgramFromID(id)
+		if err != nil {
+			continue // gone
+		}
+		defer prog.Close()
+		if info, err := prog.Info(); err != nil || info.Name != filterName {
+			continue
+		}
+		err = link.RawDetachProgram(link.RawDetachProgramOptions{Target: int(index), Program: prog, Attach: ebpf.AttachTCXIngress})
+		if err != nil && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.ENODEV) {
+			return n, fmt.Errorf("detach from device %d: %w", index, err)
+		}
+		n++
+	}
+	return n, nil
+}
+
+// listen makes the program the last at the ingress of a device, and the only one of ours, unless it is,
+// and reports whether it was not. So it takes only what others let pass.
+func (p *program) listen(l netlink.Link) (bool, error) {
+	id, err := p.id()
+	if err != nil {
+		return false, err
+	}
+	index := uint32(l.Attrs().Index)
+	all, err := heard(index)
+	if err != nil {
+		return false, err
+	}
+	done := false
+	if at := slices.Index(all, id); at < 0 || at != len(all)-1 {
+		if at >= 0 {
+			if _, err := dismiss(index, []ebpf.ProgramID{id}, 0); err != nil {
+				return false, err
+			}
+		}
+		err := link.RawAttachProgram(link.RawAttachProgramOptions{Target: int(index), Program: p.prog, Attach: ebpf.AttachTCXIngress})
+		if err != nil {
+			return false, fmt.Errorf("attach to %s: %w", l.Attrs().Name, err)
+		}
+		done = true
+	}
+	n, err := dismiss(index, all, id)
+	return done || n > 0, err
+}

@@ -1,0 +1,340 @@
+package fastpath
+
+import (
+	"bytes"
+	"encoding/binary"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"runtime"
+	"slices"
+	"testing"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
+	"github.com/cilium/ebpf/link"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"meshnet/plan"
+	"meshnet/plan/plantest"
+)
+
+// must returns a device.
+func must(t testing.TB, name string) netlink.Link {
+	t.Helper()
+	l, err := netlink.LinkByName(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return l
+}
+
+// inside puts the other end of a container's veth into a namespace of its own, as it is on a real host,
+// and returns a socket that gets what arrives there, for a second at most.
+func inside(t *testing.T, link string) int {
+	t.Helper()
+	end := must(t, "x"+link[1:])
+	type made struct {
+		path string
+		fd   int
+		err  error
+	}
+	space, ready := make(chan made), make(chan struct{})
+	go func() {
+		runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
+		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+			space <- made{err: err}
+			return
+		}
+		space <- made{path: fmt.Sprintf("/proc/%d/task/%d/ns/net", os.Getpid(), unix.Gettid())}
+		<-ready
+		fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW, 0x0300)
+		if err == nil {
+			err = unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: 1})
+		}
+		if err == nil { // IPv6 would be heard
+			err = os.WriteFile("/proc/sys/net/ipv6/conf/"+end.Attrs().Name+"/disable_ipv6", []byte("1"), 0)
+		}
+		if err == nil {
+			var l netlink.Link
+			if l, err = netlink.LinkByName(end.Attrs().Name); err == nil {
+				err = netlink.LinkSetUp(l)
+			}
+		}
+		space <- made{fd: fd, err: err}
+	}()
+	m := <-space
+	if m.err != nil {
+		t.Fatal(m.err)
+	}
+	ns, err := os.Open(m.path)
+	if err == nil {
+		err = netlink.LinkSetNsFd(end, int(ns.Fd()))
+		ns.Close()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	close(ready)
+	if m = <-space; m.err != nil {
+		t.Fatal(m.err)
+	}
+	t.Cleanup(func() { unix.Close(m.fd) })
+	return m.fd
+}
+
+// arrived returns the next frame at a socket; nil: none in a second.
+func arrived(t *testing.T, fd int) []byte {
+	t.Helper()
+	b := make([]byte, 10000)
+	n, _, err := unix.Recvfrom(fd, b, 0)
+	if err != nil {
+		return nil
+	}
+	return b[:n]
+}
+
+// wrap is a frame in a tunnel packet of a peer.
+func wrap(t *testing.T, h *plan.Host, from netip.Addr, vni uint32, inner []byte) []byte {
+	ip := []byte{0x45, 0, 0, 0, 0, 0, 0x40, 0, 64, 17, 0, 0}
+	binary.BigEndian.PutUint16(ip[2:], uint16(36+len(inner)))
+	ip = slices.Concat(ip, from.AsSlice(), h.Underlay.AsSlice())
+	binary.BigEndian.PutUint16(ip[10:], ^fold(ip))
+	udp := []byte{200, 1, 0, 0, 0, 0, 0, 0}
+	binary.BigEndian.PutUint16(udp[2:], h.TunnelPort)
+	binary.BigEndian.PutUint16(udp[4:], uint16(16+len(inner)))
+	vxlan := binary.BigEndian.AppendUint32([]byte{8, 0, 0, 0}, vni<<8)
+	mac := must(t, h.Device).Attrs().HardwareAddr
+	return slices.Concat(mac, net.HardwareAddr{2, 0, 0, 0, 0, 1}, []byte{8, 0}, ip, udp, vxlan, inner)
+}
+
+// scattered sends a packet of which only the first bytes can be read in place where it arrives (packet(7),
+// PACKET_VNET_HDR: hdr_len; the kernel heeds it in packets of more than a page).
+func scattered(t *testing.T, device string, packet []byte) {
+	t.Helper()
+	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(fd)
+	if err := unix.SetsockoptInt(fd, unix.SOL_PACKET, unix.PACKET_VNET_HDR, 1); err != nil {
+		t.Fatal(err)
+	}
+	header := []byte{0, 0, 14, 0, 0, 0, 0, 0, 0, 0}
+	to := &unix.SockaddrLinklayer{Ifindex: must(t, "x"+device[1:]).Attrs().Index, Protocol: 0x0300}
+	if err := unix.Sendto(fd, append(header, packet...), 0, to); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestUnderlay sends tunnel packets to a real device: what is in those that are fit arrives in the
+// container, and nothing of the others does.
+func TestUnderlay(t *testing.T) {
+	p, h, _, web, _ := begun(t)
+	n := h.Networks[web]
+	at := inside(t, n.Ports[0].Link)
+	peer := plantest.Addr(2)
+	frame := ping("10.2.0.7", "10.2.0.5")
+	large := slices.Concat(frame[:14], []byte{0x45, 0, 0x17, 0x70}, frame[18:42], make([]byte, 6000-28))
+	for i := range large[42:] {
+		large[42+i] = byte(i)
+	}
+	packet := wrap(t, h, peer, n.VNI, frame)
+	sent := 0
+	want := func(what string, inner []byte) {
+		t.Helper()
+		sent++
+		if got := arrived(t, at); !bytes.Equal(got, inner) {
+			t.Errorf("%s: %x arrived as %.200x", what, inner[:min(len(inner), 100)], got)
+		}
+	}
+	send(t, h.Device, packet)
+	want("plain", frame)
+	scattered(t, h.Device, wrap(t, h, peer, n.VNI, large))
+	want("scattered", large)
+	send(t, h.Device, wrap(t, h, peer, n.VNI, large))
+	want("large", large)
+	// In the kernel's order: what arrives is the last of them.
+	send(t, h.Device, slices.Insert(slices.Clone(packet), 12, 0x81, 0, 0, 7))
+	send(t, h.Device, wrap(t, h, netip.MustParseAddr("192.0.2.99"), n.VNI, frame))
+	send(t, h.Device, wrap(t, h, peer, n.VNI+1, frame))
+	send(t, h.Device, packet[:80])
+	scattered(t, h.Device, wrap(t, h, peer, n.VNI+1, large))
+	last := ping("10.2.0.7", "10.2.0.5")
+	last[len(last)-1] = 9
+	send(t, h.Device, wrap(t, h, peer, n.VNI, last))
+	want("after those that are not fit", last)
+	var fast, bytes uint64
+	for _, x := range p.Traffic() {
+		if x.Device == n.Device.Name {
+			fast, bytes = x.Fast, x.Bytes
+		}
+		if x.Device == h.Device {
+			t.Errorf("the card is shown: %+v", x)
+		}
+	}
+	if fast != uint64(sent) || bytes != uint64(2*len(frame)+2*len(large)) {
+		t.Errorf("%d frames, %d bytes counted by %s, want %d, %d", fast, bytes, n.Device.Name, sent, 2*len(frame)+2*len(large))
+	}
+}
+
+// listening reports whether our program is at the ingress of a device: last of all, and once.
+func listening(t *testing.T, p *Path, device string) bool {
+	t.Helper()
+	all, err := heard(uint32(must(t, device).Attrs().Index))
+	if err != nil {
+		t.Fatal(err)
+	}
+	id, err := p.program.id()
+	if err != nil {
+		t.Fatal(err)
+	}
+	at := slices.Index(all, id)
+	if at >= 0 && at != len(all)-1 {
+		t.Errorf("programs of %s: %v, and not ours, %d, is the last", device, all, id)
+	}
+	return at >= 0
+}
+
+// drifted wants drift to be seen, or not, and what is then to be done to be done once.
+func drifted(t *testing.T, p *Path, h *plan.Host, what string, want bool) {
+	t.Helper()
+	p.verify(p.cardIntact)
+	select {
+	case <-p.Drift():
+		if !want {
+			t.Errorf("%s: drift without a cause", what)
+		}
+	default:
+		if want {
+			t.Errorf("%s: no drift", what)
+		}
+	}
+	apply(t, p, h)
+	quiet(t, p, h)
+	p.verify(p.cardIntact)
+	select {
+	case <-p.Drift():
+		t.Errorf("%s: it is not mended", what)
+	default:
+	}
+}
+
+// TestUnderlayLeft: tunnel packets are not taken where they would pass by what is not meshnet's, and are
+// again when that is gone.
+func TestUnderlayLeft(t *testing.T) {
+	p, h, _, _, _ := begun(t)
+	ok := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	_, all, _ := net.ParseCIDR("0.0.0.0/0")
+	policy := func(dir netlink.Dir) *netlink.XfrmPolicy {
+		return &netlink.XfrmPolicy{Src: all, Dst: all, Dir: dir, Proto: netlink.XFRM_PROTO_ESP}
+	}
+	bridge := &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: "br0", TxQLen: -1}}
+	ok(netlink.LinkAdd(bridge))
+	theirs := foreign(t)
+	card := func() netlink.Link { return must(t, h.Device) }
+	filter := &netlink.BpfFilter{
+		FilterAttrs: netlink.FilterAttrs{
+			LinkIndex: card().Attrs().Index, Parent: netlink.HANDLE_MIN_INGRESS, Priority: 1, Protocol: unix.ETH_P_ALL, Handle: 1,
+		},
+		Fd: theirs.FD(), Name: "somebody's", DirectAction: true,
+	}
+	attach := link.RawAttachProgramOptions{Target: card().Attrs().Index, Program: theirs, Attach: ebpf.AttachTCXIngress}
+	for _, c := range []struct {
+		what       string
+		begin, end func()
+		is, drift  bool
+	}{
+		{"nothing", func() {}, func() {}, true, false},
+		{"a policy for what is sent", func() { ok(netlink.XfrmPolicyAdd(policy(netlink.XFRM_DIR_OUT))) }, func() { ok(netlink.XfrmPolicyDel(policy(netlink.XFRM_DIR_OUT))) }, true, false},
+		{"a policy", func() { ok(netlink.XfrmPolicyAdd(policy(netlink.XFRM_DIR_IN))) }, func() { ok(netlink.XfrmPolicyDel(policy(netlink.XFRM_DIR_IN))) }, false, true},
+		{"a bridge", func() { ok(netlink.LinkSetMaster(card(), bridge)) }, func() { ok(netlink.LinkSetNoMaster(card())) }, false, true},
+		{"clsact alone", func() { ok(netlink.QdiscAdd(clsact(card()))) }, func() {}, true, false},
+		{"a filter", func() { ok(netlink.FilterAdd(filter)) }, func() { ok(netlink.QdiscDel(clsact(card()))) }, false, true},
+		{"another's program after ours", func() { ok(link.RawAttachProgram(attach)) }, func() {}, true, true},
+		{"another's program before ours", func() {}, func() { ok(link.RawDetachProgram(link.RawDetachProgramOptions(attach))) }, true, false},
+	} {
+		c.begin()
+		drifted(t, p, h, c.what, c.drift)
+		if is := listening(t, p, h.Device); is != c.is {
+			t.Errorf("%s: taken: %t", c.what, is)
+		}
+		if ports := p.has.ports[uint32(card().Attrs().Index)]; (ports.Udp != 0) != c.is {
+			t.Errorf("%s: the card in the maps: %+v", c.what, ports)
+		}
+		c.end()
+		drifted(t, p, h, "the end of "+c.what, !c.is)
+		if !listening(t, p, h.Device) {
+			t.Errorf("after %s: not taken", c.what)
+		}
+	}
+	other, err := load(true, 0) // of another release
+	ok(err)
+	defer other.close()
+	_, err = other.listen(card())
+	ok(err)
+	drifted(t, p, h, "another program", true)
+	if all, err := heard(uint32(card().Attrs().Index)); err != nil || len(all) != 1 || !listening(t, p, h.Device) {
+		t.Errorf("after another program: %v, %v", all, err)
+	}
+	// What others have there stays.
+	ok(link.RawAttachProgram(attach))
+	apply(t, p, h)
+	_, err = New(nil).Purge(t.Context())
+	ok(err)
+	if all, err := heard(uint32(card().Attrs().Index)); err != nil || len(all) != 1 {
+		t.Errorf("purged, and there is %v, %v; want another's alone", all, err)
+	}
+	ok(link.RawDetachProgram(link.RawDetachProgramOptions(attach)))
+	bare(t)
+}
+
+// foreign is a program that lets all pass.
+func foreign(t *testing.T) *ebpf.Program {
+	t.Helper()
+	p, err := ebpf.NewProgram(&ebpf.ProgramSpec{
+		Name: "somebodys", Type: ebpf.SchedCLS, License: "MIT", Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, -1), asm.Return()},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { p.Close() })
+	return p
+}
+
+// TestUnderlayMoves: another card, or another one of the same name, takes the place of the first, also for
+// a daemon that comes after.
+func TestUnderlayMoves(t *testing.T) {
+	p, h, m, _, facts := begun(t)
+	if err := netlink.LinkDel(must(t, h.Device)); err != nil {
+		t.Fatal(err)
+	}
+	apply(t, p, h)
+	quiet(t, p, h)
+	host(t, h)
+	drifted(t, p, h, "another card of the name", true)
+	if !listening(t, p, h.Device) {
+		t.Error("another card of the name: not taken")
+	}
+	facts.Underlay.Device = "eth1"
+	next := plan.For(h, m.View(), facts)
+	host(t, next)
+	apply(t, p, next)
+	quiet(t, p, next)
+	if is, there := listening(t, p, "eth0"), listening(t, p, "eth1"); is || !there {
+		t.Errorf("taken at the old card: %t, at the new one: %t", is, there)
+	}
+	again := New(nil)
+	apply(t, again, h)
+	quiet(t, again, h)
+	if is, there := listening(t, again, "eth0"), listening(t, again, "eth1"); !is || there {
+		t.Errorf("another daemon: taken at the card: %t, at that of before: %t", is, there)
+	}
+}
