@@ -215,12 +215,15 @@ func identityCases() []nodeCase {
 			id := ask[statusJSON](l, 4, "status").Node.ID
 			l.run("kill", "4")
 			l.within("it is dead", 60*time.Second, func() bool {
-				for _, n := range ask[[]struct{ ID, State string }](l, 1, "nodes") {
-					if n.ID == id {
-						return n.State == "dead"
+				dead := 0
+				for h := 1; h <= 3; h++ {
+					for _, n := range ask[[]struct{ ID, State string }](l, h, "nodes") {
+						if n.ID == id && n.State == "dead" {
+							dead++
+						}
 					}
 				}
-				return false
+				return dead == 3
 			})
 			from()
 			var all sync.WaitGroup
@@ -267,6 +270,7 @@ func identityCases() []nodeCase {
 			l.local("ip", "-n", pre+"-h3", "route", "add", "default", "via", "192.0.2.254")
 			from()
 			l.within("it is used", 10*time.Second, func() bool { return l.say(1, "ping", "-c", "1", "-W", "1", "192.0.2.3").code == 0 && l.reaches("c3") })
+			l.within("the daemon says so", 10*time.Second, func() bool { return l.logged(3, "underlay") != "" })
 			return l.logged(3, "underlay")
 		}},
 	}
