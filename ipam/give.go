@@ -267,7 +267,7 @@ func (m *Machine) takeOffers(n *network) {
 // mayTake is the guard of step T. An offer to an epoch since which the log is whole is to this node:
 // a highest version that was held then is known now.
 func (m *Machine) mayTake(n *network, o *state.Block) bool {
-	if o.Kind != state.Offer || o.To != m.self || o.ToEpoch < m.born {
+	if !m.offered(n, o) {
 		return false
 	}
 	if giver(o) != o.Node {
@@ -276,7 +276,12 @@ func (m *Machine) mayTake(n *network, o *state.Block) bool {
 	if _, ok := m.knows(o.Node); !ok && !m.without(guardGrantor) {
 		return false
 	}
-	return o.Root == n.root && o.Ver > n.high(o.Prefix, o.Root)
+	return o.Ver > n.high(o.Prefix, o.Root)
+}
+
+// offered reports whether a block is an offer to this node, under the root that won.
+func (m *Machine) offered(n *network, o *state.Block) bool {
+	return o.Kind == state.Offer && o.To == m.self && o.ToEpoch >= m.born && o.Root == n.root
 }
 
 func (m *Machine) take(n *network, o *state.Block) {

@@ -99,8 +99,8 @@ func (m *Machine) ask(n *network, r *request, owner state.NodeID, exact netip.Ad
 // the network, which came back. The owner never saw that it was taken, and would make it again for ever.
 func (m *Machine) spent(n *network, owner state.NodeID) bool {
 	return slices.ContainsFunc(n.others, func(o *state.Block) bool {
-		return o.Node == owner && o.Kind == state.Offer && o.To == m.self && o.ToEpoch >= m.born && o.Root == n.root &&
-			o.Ver <= n.high(o.Prefix, o.Root) && !slices.ContainsFunc(n.blocks, func(b state.Block) bool { return b.Prefix.Overlaps(o.Prefix) })
+		return o.Node == owner && m.offered(n, o) && o.Ver <= n.high(o.Prefix, o.Root) &&
+			!slices.ContainsFunc(n.blocks, func(b state.Block) bool { return b.Prefix.Overlaps(o.Prefix) })
 	})
 }
 

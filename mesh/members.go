@@ -69,12 +69,6 @@ type member struct {
 	rtt   time.Duration
 }
 
-// target is where to send to a member.
-type target struct {
-	addr netip.AddrPort
-	node memberlist.Node
-}
-
 // hint is part of a member's digest that came with a probe.
 type hint struct {
 	from   state.NodeID
@@ -176,20 +170,20 @@ func (m *members) all() map[state.NodeID]member {
 
 // targets returns where to send to a member: to all of its lives that answer, as it is not known at once
 // which of them is dead.
-func (m *members) targets(id state.NodeID) (to []target) {
+func (m *members) targets(id state.NodeID) (to []member) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	p, ok := m.known[id]
 	if !ok || p.state != state.Alive {
 		return nil
 	}
-	to = append(to, target{p.addr, p.node})
+	to = append(to, *p)
 	if len(m.lives) == len(m.known) {
 		return to
 	}
 	for _, q := range m.lives {
 		if q.id == id && q != p && q.state == state.Alive {
-			to = append(to, target{q.addr, q.node})
+			to = append(to, *q)
 		}
 	}
 	return to

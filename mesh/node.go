@@ -210,7 +210,6 @@ func (n *Node) loop(ctx context.Context) error {
 func (n *Node) begin() {
 	n.stale = true
 	n.wishesOf = true
-	n.nameSame()
 	if n.c.MDNS || len(n.c.Join) > 0 || len(n.view.Nodes()) > 1 {
 		n.window = discoveryWindow
 	}
@@ -453,20 +452,12 @@ func (n *Node) step(ev ipam.Event) {
 // look makes the view anew.
 func (n *Node) look() {
 	n.stale, n.unseen = false, true
-	was := n.view
 	n.view = n.doc.View()
-	if !sameSlice(was.Nodes(), n.view.Nodes()) {
-		n.nameSame()
-	}
+	n.nameSame()
 	if !n.mine {
 		n.publish() // all it shows of this node's is logged; what others said comes again
 	}
 	n.noteHeads()
-}
-
-// sameSlice reports whether two slices are one.
-func sameSlice[T any](a, b []T) bool {
-	return len(a) == len(b) && (len(a) == 0 || &a[0] == &b[0])
 }
 
 // refresh makes the view anew until nothing follows from it any more.
@@ -568,8 +559,8 @@ func (n *Node) publish() {
 	was := n.shown.Load()
 	view, pending, warnings := n.view, n.pending(), n.warnings()
 	if digest := n.view.Digest(); digest != *n.members.digest.Load() {
-		d := digest
-		n.members.digest.Store(&d)
+		changed := digest // made only here: most of what is published changes nothing
+		n.members.digest.Store(&changed)
 	}
 	if n.blind != 0 {
 		view = was.view
