@@ -9,6 +9,7 @@ import (
 	"os"
 	"runtime"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/cilium/ebpf"
@@ -29,6 +30,16 @@ func must(t testing.TB, name string) netlink.Link {
 		t.Fatal(err)
 	}
 	return l
+}
+
+// older reports whether the kernel is one before Linux 6.6, and wants it said then why nothing is taken.
+func older(t *testing.T, p *Path) bool {
+	t.Helper()
+	_, err := heard(1) // the loopback device
+	if err != nil && !strings.Contains(p.outer.lack, "Linux 6.6") {
+		t.Errorf("%v, and tunnel packets are taken but for %q", err, p.outer.lack)
+	}
+	return err != nil
 }
 
 // inside puts the other end of a container's veth into a namespace of its own, as it is on a real host,
@@ -133,6 +144,9 @@ func scattered(t *testing.T, device string, packet []byte) {
 // container, and nothing of the others does.
 func TestUnderlay(t *testing.T) {
 	p, h, _, web, _ := begun(t)
+	if older(t, p) {
+		return
+	}
 	n := h.Networks[web]
 	at := inside(t, n.Ports[0].Link)
 	peer := plantest.Addr(2)
@@ -226,6 +240,9 @@ func drifted(t *testing.T, p *Path, h *plan.Host, what string, want bool) {
 // again when that is gone.
 func TestUnderlayLeft(t *testing.T) {
 	p, h, _, _, _ := begun(t)
+	if older(t, p) {
+		return
+	}
 	ok := func(err error) {
 		t.Helper()
 		if err != nil {
@@ -313,6 +330,9 @@ func foreign(t *testing.T) *ebpf.Program {
 // a daemon that comes after.
 func TestUnderlayMoves(t *testing.T) {
 	p, h, m, _, facts := begun(t)
+	if older(t, p) {
+		return
+	}
 	if err := netlink.LinkDel(must(t, h.Device)); err != nil {
 		t.Fatal(err)
 	}
