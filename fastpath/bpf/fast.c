@@ -7,9 +7,9 @@
 // The same goes for what a container sends to the world by its network's gateway, and for what comes
 // back from there: both are known by the MACs of the veth that leads to the host's own stack.
 //
-// One program sits at the ingress (clsact, of the last TCX) of five kinds of device: the host's end of a container's
-// veth, a network's VXLAN device, the switch's end of the gateway's veth, the slow twins of all, and the
-// device that tunnel packets come in by. It may send less than the switch would, never more: what it
+// One program sits at the ingress of five kinds of device: the host's end of a container's veth, a
+// network's VXLAN device, the switch's end of the gateway's veth, the slow twins of all (clsact), and the
+// device that tunnel packets come in by (TCX). It may send less than the switch would, never more: what it
 // lets pass is what the pipeline (ovs/flow) delivers to the same device with the same MACs. See
 // bpf-helpers(7), tc-bpf(8).
 //
