@@ -113,6 +113,24 @@ type Free struct {
 // Saw tells of a new view.
 type Saw struct{ View *state.View }
 
+const (
+	followDelay  = 5 * time.Millisecond
+	followSpread = 12
+	followLazily = 20
+)
+
+// Patience is how long a view may be unseen while nobody waits for an address: a delay, and up to
+// followSpread more by the node's id, so that not all are busy when the next write comes. From
+// containers that come and go hardly anything follows: of news that is nothing else (see
+// [state.Out.OfEndpoints]) it is followLazily times as much.
+func Patience(self state.NodeID, broad bool) time.Duration {
+	d := followDelay * time.Duration(1+self%(followSpread+1))
+	if !broad {
+		d *= followLazily
+	}
+	return d
+}
+
 // Members tells who answers now, this node excluded.
 type Members struct{ Alive []state.NodeID }
 

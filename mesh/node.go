@@ -21,12 +21,6 @@ const (
 	drainMax = 128
 	// refreshMax bounds how often in a row a view may lead to a change that leads to a view.
 	refreshMax = 64
-	// followDelay is how long what follows from news for addresses waits at least. Each node has up to
-	// followSpread delays more, by its id, so that not all are busy when the next write comes. From
-	// containers that come and go hardly anything follows: that waits followLazily times as long.
-	followDelay  = 5 * time.Millisecond
-	followSpread = 12
-	followLazily = 20
 	// rewantDelay is how long an attachment of before the start waits for its next try to get an
 	// address.
 	rewantDelay = 10 * time.Second
@@ -484,13 +478,9 @@ func (n *Node) refresh() {
 func (n *Node) commit() {
 	n.deliver()
 	if len(n.wants) == 0 && (n.unseen || len(n.heard) > 0) {
-		wait := followDelay * time.Duration(1+n.self%(followSpread+1))
-		if !n.broad {
-			wait *= followLazily
-		}
 		now := n.now()
-		if n.follow == 0 || n.follow > now+wait {
-			n.follow = now + wait
+		if due := now + ipam.Patience(n.self, n.broad); n.follow == 0 || due < n.follow {
+			n.follow = due
 		}
 		if now < n.follow {
 			return

@@ -22,9 +22,6 @@ const (
 	refreshMax      = 64
 	renewsMax       = 3
 	rewantDelay     = 10 * time.Second
-	followDelay     = 5 * time.Millisecond
-	followSpread    = 12
-	followLazily    = 20
 	defaultName     = "default"
 )
 
@@ -493,13 +490,9 @@ func (h *host) commit() {
 		}
 	}
 	if len(h.wants) == 0 && (h.stale || h.unseen || len(h.heard) > 0) {
-		wait := followDelay * time.Duration(1+h.id%(followSpread+1))
-		if !h.broad {
-			wait *= followLazily
-		}
 		now := h.now()
-		if h.follow == 0 || h.follow > now+wait {
-			h.follow = now + wait
+		if due := now + ipam.Patience(h.id, h.broad); h.follow == 0 || due < h.follow {
+			h.follow = due
 		}
 		if now < h.follow {
 			h.plan()
