@@ -55,7 +55,11 @@ func (n *Node) Do(ctx context.Context, w state.Wish) (state.Outcome, error) {
 
 // do carries out a wish on the loop. reply gets exactly one result, at once or later.
 func (n *Node) do(w state.Wish, reply chan<- result) {
-	n.refresh()
+	if _, ok := w.(state.Report); ok {
+		n.current() // it decides no address, so others hear of it before what else is new is followed up
+	} else {
+		n.refresh()
+	}
 	var out state.Outcome
 	var err error
 	switch {
@@ -168,6 +172,11 @@ func (n *Node) remove(w state.Remove) (state.Outcome, error) {
 // own returns an endpoint of this node as the document has it.
 func (n *Node) own(id state.EndpointID) (state.Endpoint, bool) {
 	n.refresh()
+	return n.ownShown(id)
+}
+
+// ownShown returns an endpoint of this node as the view has it.
+func (n *Node) ownShown(id state.EndpointID) (state.Endpoint, bool) {
 	e, ok := n.view.Endpoint(id)
 	if !ok || e.Node != n.self {
 		return state.Endpoint{}, false
@@ -353,7 +362,7 @@ func (n *Node) name(w state.Name) state.Outcome {
 
 // report notes whether a container's sandbox is there.
 func (n *Node) report(w state.Report) (state.Outcome, error) {
-	e, ok := n.own(w.ID)
+	e, ok := n.ownShown(w.ID)
 	if !ok {
 		return state.Outcome{}, fmt.Errorf("report endpoint %s: %w", w.ID, state.ErrNoEndpoint)
 	}

@@ -454,6 +454,13 @@ func (n *Node) look() {
 	n.noteHeads()
 }
 
+// current makes the view anew if need be. What follows from it waits, see [Node.commit].
+func (n *Node) current() {
+	if n.stale {
+		n.look()
+	}
+}
+
 // refresh makes the view anew until nothing follows from it any more.
 func (n *Node) refresh() {
 	for i := 0; (n.stale || n.unseen) && i < refreshMax; i++ {

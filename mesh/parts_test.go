@@ -164,6 +164,41 @@ func FuzzReplay(f *testing.F) {
 	})
 }
 
+func TestReportIsToldFirst(t *testing.T) {
+	n, err := New(Config{StateDir: t.TempDir(), Addr: addr(0), Log: slog.New(slog.NewTextHandler(io.Discard, nil))})
+	if err != nil {
+		t.Fatal(err)
+	}
+	n.start = time.Now()
+	def := state.Definition{Name: "web", Subnet: netip.MustParsePrefix("10.2.0.0/16")}
+	n.apply(state.CreateNetwork{Def: def, At: 1})
+	n.refresh()
+	web, _ := n.view.ByName("web")
+	n.apply(state.PutEndpoint{Endpoint: state.Endpoint{ID: 7, Network: web.ID, Container: "c", Addr: netip.MustParseAddr("10.2.0.2"), IfName: "eth0"}})
+	n.refresh()
+	other := state.NewDoc(9, 1, 9)
+	news, err := other.Apply(state.PutNode{Node: state.Node{Name: "other", Addr: addr(1)}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	n.learnt(n.doc.Merge(state.In(news)))
+	reply := make(chan result, 1)
+	n.do(state.Report{ID: 7, Down: true}, reply)
+	if !n.stale || !n.mine || !n.unseen {
+		t.Errorf("stale %v, mine %v, unseen %v: the report is to be told before others' news is followed up", n.stale, n.mine, n.unseen)
+	}
+	n.deliver()
+	if r := <-reply; r.err != nil {
+		t.Fatal(r.err)
+	}
+	if e, ok := n.view.Endpoint(7); !ok || !e.Down {
+		t.Errorf("endpoint %+v, %v", e, ok)
+	}
+	if _, ok := n.view.Node(9); !ok {
+		t.Error("the other's record is not shown")
+	}
+}
+
 func FuzzReceive(f *testing.F) {
 	f.Add(frame(chanAck, 2, encodeAck(1, 2)))
 	f.Add(frame(chanTell, 2, encodeTell(1, [16]byte{})))
