@@ -89,6 +89,9 @@ func TestGateway(t *testing.T) {
 		`udp dport 53 fib daddr type local dnat ip to 10.2.0.5:5353`,
 		// Other packets than the gateway's are done with before the rules of networks.
 		"iifname != \"mesh-gw\" accept\n\t\t@ll,48,48 0xa6d65000007 meta mark set 0x6d000007\n", `oifname != "mesh-gw" masquerade`, `iifname "mesh-gw" oifname "mesh-gw" counter drop`,
+		// A peer's address is believed of nobody who comes by the gateway.
+		"\t\tudp dport 14789 ip saddr @peers iifname != \"mesh-gw\" accept\n\t\tudp dport 14789 ip6 saddr @peers6 iifname != \"mesh-gw\" accept\n" +
+			"\t\tiifname != \"lo\" udp dport 14789 counter drop\n",
 		`udp dport 14789 ip daddr @peers counter drop`, `iifname "mesh-gw" tcp dport 17946 counter drop`,
 		`iifname "mesh-gw" ip daddr 10.2.0.0/16 counter drop`,
 	} {

@@ -902,8 +902,9 @@ func checkTable(t *testing.T, f plan.Firewall) {
 	port := strconv.Itoa(int(f.Port))
 	want := "table inet meshnet {\n" + set("peers", "ipv4_addr", four) + set("peers6", "ipv6_addr", six) +
 		"\tchain input {\n\t\ttype filter hook input priority filter; policy accept;\n" +
-		"\t\tiifname != \"lo\" udp dport " + port + " ip saddr != @peers counter drop\n" +
-		"\t\tiifname != \"lo\" udp dport " + port + " ip6 saddr != @peers6 counter drop\n\t}\n" +
+		"\t\tudp dport " + port + " ip saddr @peers accept\n" +
+		"\t\tudp dport " + port + " ip6 saddr @peers6 accept\n" +
+		"\t\tiifname != \"lo\" udp dport " + port + " counter drop\n\t}\n" +
 		"\tchain forward {\n\t\ttype filter hook forward priority filter; policy accept;\n" +
 		"\t\tudp dport " + port + " ip daddr @peers counter drop\n" +
 		"\t\tudp dport " + port + " ip6 daddr @peers6 counter drop\n\t}\n}\n"

@@ -23,9 +23,9 @@ type chain struct {
 
 // chains returns the rules as planned:
 //
-//   - input: what comes to the tunnel port from others than peers is dropped (a kernel VXLAN device
-//     takes a packet from anybody; loopback is left alone), and what containers send to the ports
-//     of meshnet itself.
+//   - input: what comes to the tunnel port from peers is done with first, from others it is dropped (a
+//     kernel VXLAN device takes a packet from anybody; loopback is left alone), and so is what
+//     containers send to the ports of meshnet itself.
 //   - forward: nothing passes from network to network, nor from elsewhere into one but to published
 //     ports; nobody forges a packet for a peer's tunnel port under this host's address.
 //   - marks: packets from the gateway bear the mark of their network, and so does all that belongs to
@@ -38,19 +38,26 @@ func chains(f plan.Firewall, g *plan.Gateway) []chain {
 	input := chain{"input", nftables.ChainTypeFilter, nftables.ChainHookInput, nftables.ChainPriorityFilter, nil}
 	forward := chain{"forward", nftables.ChainTypeFilter, nftables.ChainHookForward, nftables.ChainPriorityFilter, nil}
 	for _, p := range peerSets() {
-		if f.On {
-			input.add(family(p.family), not(fromDevice("lo")), protocol(unix.IPPROTO_UDP), toPort(f.Port),
-				load(p.source, p.length), lookup(p.name, true), counted(drop()))
+		if f.On { // first and by itself: each tunnel packet goes by here
+			elsewhere := []expr.Any{}
+			if g != nil {
+				elsewhere = not(fromDevice(g.Name))
+			}
+			input.add(family(p.family), protocol(unix.IPPROTO_UDP), toPort(f.Port), load(p.source, p.length),
+				lookup(p.name, false), elsewhere, accept())
 		}
 		forward.add(family(p.family), protocol(unix.IPPROTO_UDP), toPort(f.Port), load(p.dest, p.length),
 			lookup(p.name, false), counted(drop()))
+	}
+	if f.On {
+		input.add(not(fromDevice("lo")), protocol(unix.IPPROTO_UDP), toPort(f.Port), counted(drop()))
 	}
 	if g == nil {
 		return []chain{input, forward}
 	}
 	from, to := fromDevice(g.Name), toDevice(g.Name)
 	for _, proto := range []byte{unix.IPPROTO_UDP, unix.IPPROTO_TCP} {
-		if proto == unix.IPPROTO_UDP {
+		if proto == unix.IPPROTO_UDP && !f.On {
 			input.add(from, protocol(proto), toPort(f.Port), counted(drop()))
 		}
 		if f.Gossip == 0 {

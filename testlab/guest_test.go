@@ -247,7 +247,7 @@ func (l *lab) nothingOfC(host int) string {
 	l.t.Helper()
 	return l.findings(host, `ip -br link show type vxlan | grep '^mv-'
 		ip -br link | grep -E '^(mc|mv|mesh)[so]'
-		nft list table inet meshnet | grep 'saddr != @peers'
+		nft list table inet meshnet | grep 'saddr @peers'
 		ls -d /run/meshnet/ovs
 		pgrep -af '^(/usr/sbin/)?(ovs-vswitchd|ovsdb-server) .*/run/meshnet/ovs/'
 		ip -br link show ovs-netdev`)
