@@ -76,6 +76,8 @@ func BenchmarkTenThousand(b *testing.B) {
 	runtime.GC()
 	runtime.GC()
 	runtime.ReadMemStats(&after)
+	runtime.KeepAlive(m)
+	runtime.KeepAlive(h)
 	b.ReportMetric((float64(after.HeapAlloc)-float64(before.HeapAlloc))/1e6, "heap-MB")
 	b.ReportMetric(float64(memory(b, p))/1e6, "maps-MB")
 	b.ReportMetric(0, "ns/op")
