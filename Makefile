@@ -163,7 +163,7 @@ bench-gossip:
 
 .PHONY: bench-gossip-doc
 bench-gossip-doc:
-	$(MAKE) bench-gossip BENCH='-passes 5 -writes 200 -pause 100ms -settle 2s -idle 5m -doc ../../docs/benchmarks.md \
+	$(MAKE) bench-gossip BENCH='-passes 5 -writes 200 -pause 100ms -settle 2s -idle 1m -doc ../../docs/benchmarks.md \
 	  -systems "meshnet,weave mesh,push + memberlist queue,memberlist,serf,networkdb"'
 
 # The data plane beside raw links, the kernel's VXLAN and hand-built Open vSwitch, on transports C and B and, in the guest,

@@ -104,14 +104,15 @@ func replaceTables(path, tables string) error {
 	return nil
 }
 
-// idleOf measures what idle clusters send, all systems and sizes at the same time: each counts its own
-// namespace, and they hardly need the processor.
+// idleOf measures what idle clusters send, those of one system at the same time: each counts its own
+// namespace, and they hardly need the processor. With those of all others beside them failure detectors
+// suspect now and then, and say so to all.
 func idleOf(j job, systems []string, sizes []int, long time.Duration) results {
 	var mu sync.Mutex
 	var rs results
-	var wg sync.WaitGroup
-	for _, n := range sizes {
-		for _, s := range systems {
+	for _, s := range systems {
+		var wg sync.WaitGroup
+		for _, n := range sizes {
 			j := j
 			j.System, j.Nodes, j.Writes, j.Idle, j.Settle = s, n, 0, long, 30*time.Second
 			wg.Go(func() {
@@ -125,8 +126,8 @@ func idleOf(j job, systems []string, sizes []int, long time.Duration) results {
 				rs = append(rs, *r)
 			})
 		}
+		wg.Wait()
 	}
-	wg.Wait()
 	return rs
 }
 
