@@ -155,7 +155,7 @@ bench:
 	go test -run '^$$' -bench . -benchmem $(UNIT)
 
 # How fast a write is everywhere, beside weave mesh, networkdb, serf and bare memberlist, once over;
-# BENCH='-nodes 5 -systems meshnet' and the like for parts. bench-gossip-doc takes half an hour and a
+# BENCH='-nodes 5 -systems meshnet' and the like for parts. bench-gossip-doc takes an hour and a
 # quiet machine, and writes the tables of docs/benchmarks.md.
 .PHONY: bench-gossip
 bench-gossip:

@@ -464,9 +464,7 @@ func (n *Node) current() {
 // refresh makes the view anew until nothing follows from it any more.
 func (n *Node) refresh() {
 	for i := 0; (n.stale || n.unseen) && i < refreshMax; i++ {
-		if n.stale {
-			n.look()
-		}
+		n.current()
 		n.unseen = false
 		if n.blind == 0 {
 			n.step(ipam.Saw{View: n.view})
