@@ -56,7 +56,7 @@ func (n *Node) Do(ctx context.Context, w state.Wish) (state.Outcome, error) {
 // do carries out a wish on the loop. reply gets exactly one result, at once or later.
 func (n *Node) do(w state.Wish, reply chan<- result) {
 	if _, ok := w.(state.Report); ok {
-		n.current() // it decides no address, so others hear of it before what else is new is followed up
+		n.current() // it hardly ever decides an address, so others hear of it before what else is new is followed up
 	} else {
 		n.refresh()
 	}
@@ -371,8 +371,13 @@ func (n *Node) report(w state.Report) (state.Outcome, error) {
 		return out, nil
 	}
 	if wish, kept := n.store.wishes[w.ID]; kept && e.Down && !n.reachable(e) {
-		n.renumber(wish, e, nil) // it starts again, and nobody reached it by this address
-		return out, nil
+		if e, ok = n.own(w.ID); !ok { // this decides an address, so ipam sees first what is new
+			return state.Outcome{}, fmt.Errorf("report endpoint %s: %w", w.ID, state.ErrNoEndpoint)
+		}
+		if !n.reachable(e) {
+			n.renumber(wish, e, nil) // it starts again, and nobody reached it by this address
+			return out, nil
+		}
 	}
 	e.Down = w.Down
 	changed, err := n.doc.Apply(state.PutEndpoint{Endpoint: e})
