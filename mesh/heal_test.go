@@ -204,7 +204,6 @@ func TestRememberedAreTried(t *testing.T) {
 			nodes:    func() map[state.NodeID]netip.AddrPort { return nil },
 			alive:    func() map[state.NodeID]netip.AddrPort { return there },
 			remember: func(ps []netip.AddrPort) error { kept = ps; return nil },
-			changes:  func() uint64 { return uint64(len(there)) },
 			join: func(to string) error {
 				if tried++; to != known.String() {
 					t.Errorf("%s was tried", to)
@@ -235,7 +234,7 @@ func TestRejoinTries(t *testing.T) {
 			alive: func() map[state.NodeID]netip.AddrPort {
 				return map[state.NodeID]netip.AddrPort{3: netip.AddrPortFrom(addr(2), 1)}
 			},
-			remember: func([]netip.AddrPort) error { return nil }, changes: func() uint64 { return 1 },
+			remember: func([]netip.AddrPort) error { return nil },
 			join: func(to string) error {
 				if to != netip.AddrPortFrom(addr(1), 1).String() {
 					t.Errorf("%s was tried", to)

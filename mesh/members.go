@@ -45,9 +45,9 @@ type members struct {
 	sockets *sockets
 
 	inbox   chan []byte
-	waiting atomic.Int64 // bytes in inbox
-	changed chan struct{}
-	count   atomic.Uint64 // of changes
+	waiting atomic.Int64  // bytes in inbox
+	changed chan struct{} // for the loop, and
+	moved   chan struct{} // for rejoin: who is there has changed
 	hints   chan hint
 	dropped atomic.Uint64 // messages that found the inbox full
 
@@ -80,6 +80,7 @@ func newMembers(self state.NodeID, name string, epoch crdt.Epoch, log *slog.Logg
 		self: self, name: name, log: log,
 		inbox:   make(chan []byte, inboxLen),
 		changed: make(chan struct{}, 1),
+		moved:   make(chan struct{}, 1),
 		hints:   make(chan hint, 64),
 		known:   map[state.NodeID]*member{},
 		lives:   map[string]*member{},
@@ -98,7 +99,7 @@ func (m *members) open(ctx context.Context, c *Config) error {
 	mc.AdvertiseAddr, mc.AdvertisePort = c.Addr.String(), int(c.Port)
 	mc.Label = clusterHash(c.Cluster)
 	mc.SecretKey = c.Key
-	mc.GossipInterval, mc.GossipNodes = 100*time.Millisecond, 4
+	mc.GossipInterval, mc.GossipNodes = 200*time.Millisecond, 8
 	mc.ProbeInterval, mc.ProbeTimeout = 500*time.Millisecond, 200*time.Millisecond
 	mc.SuspicionMult = 4
 	mc.PushPullInterval = 60 * time.Second
@@ -226,10 +227,11 @@ func (m *members) twins() (twins []memberlist.Node) {
 }
 
 func (m *members) changes() {
-	m.count.Add(1)
-	select {
-	case m.changed <- struct{}{}:
-	default:
+	for _, c := range []chan struct{}{m.changed, m.moved} {
+		select {
+		case c <- struct{}{}:
+		default:
+		}
 	}
 }
 

@@ -203,6 +203,7 @@ func (n *Node) loop(ctx context.Context) error {
 // begin says who this node is and takes up what it was asked for before.
 func (n *Node) begin() {
 	n.stale = true
+	n.nameSame()
 	n.wishesOf = true
 	if n.c.MDNS || len(n.c.Join) > 0 || len(n.view.Nodes()) > 1 {
 		n.window = discoveryWindow
@@ -446,8 +447,11 @@ func (n *Node) step(ev ipam.Event) {
 // look makes the view anew.
 func (n *Node) look() {
 	n.stale, n.unseen = false, true
+	was := n.view.Nodes()
 	n.view = n.doc.View()
-	n.nameSame()
+	if now := n.view.Nodes(); len(now) != len(was) || len(now) > 0 && &now[0] != &was[0] {
+		n.nameSame() // a view whose nodes are the same has the slice of the one before
+	}
 	if !n.mine {
 		n.publish() // all it shows of this node's is logged; what others said comes again
 	}
@@ -616,7 +620,7 @@ func (n *Node) rejoin(found <-chan candidate) *rejoin {
 		self:       candidate{n.self, netip.AddrPortFrom(n.c.Addr, n.c.Port)},
 		seeds:      n.c.Join, port: n.c.Port, log: n.c.Log, found: found,
 		nodes: n.lost,
-		alive: n.there, changes: n.members.count.Load,
+		alive: n.there, moved: n.members.moved,
 		join: func(addr string) error {
 			if _, err := n.members.list.Join([]string{addr}); err != nil {
 				return fmt.Errorf("join: %w", err)

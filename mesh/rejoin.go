@@ -17,8 +17,8 @@ import (
 )
 
 const (
-	// rejoinLook is how often it is looked who is lost, while somebody is or members changed;
-	// rejoinLookIdle otherwise.
+	// rejoinLook is how often it is looked who is lost, while somebody is, and how soon after members
+	// changed; rejoinLookIdle otherwise.
 	rejoinLook     = 250 * time.Millisecond
 	rejoinLookIdle = 2 * time.Second
 	// rejoinFirst is how long after the start tries follow each other fast: others start too.
@@ -51,8 +51,7 @@ type rejoin struct {
 	// remembered is where members were; remember writes it to disk.
 	remembered []netip.AddrPort
 	remember   func([]netip.AddrPort) error
-	// changes counts how often it changed who is alive.
-	changes func() uint64
+	moved      <-chan struct{} // who is alive has changed
 
 	started time.Time
 	wg      sync.WaitGroup
@@ -78,22 +77,31 @@ func (r *rejoin) run(ctx context.Context) {
 	r.tries = map[string]*attempt{}
 	r.links = map[state.NodeID]netip.AddrPort{}
 	defer r.wg.Wait()
-	look := time.NewTicker(rejoinLook)
+	look := time.NewTimer(0)
 	defer look.Stop()
-	seen, looked := r.changes()-1, time.Time{}
+	var next time.Time // when look fires
+	in := func(d time.Duration) { next = time.Now().Add(d); look.Reset(d) }
 	for {
-		if now := r.changes(); now != seen || len(r.tries) > 0 || len(r.links) > 0 || time.Since(looked) >= rejoinLookIdle {
-			seen, looked = now, time.Now()
-			r.look(ctx)
-			r.keep()
-		}
 		select {
 		case <-look.C:
+			r.look(ctx)
+			r.keep()
+			if len(r.tries) > 0 || len(r.links) > 0 {
+				in(rejoinLook)
+			} else {
+				in(rejoinLookIdle)
+			}
+		case <-r.moved: // and may again in this moment
+			if time.Until(next) > rejoinLook {
+				in(rejoinLook)
+			}
 		case c := <-r.found:
 			if len(r.links) < foundMax {
 				r.links[c.id] = c.addr
 			}
+			in(0)
 		case target := <-r.ended:
+			in(0)
 			if a := r.tries[target]; a != nil {
 				a.running = false
 				a.next = time.Now().Add(r.wait(a.failed))
