@@ -5,6 +5,7 @@ import (
 	"cmp"
 	"context"
 	"encoding/json"
+	"errors"
 	"flag"
 	"fmt"
 	"io"
@@ -17,6 +18,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -29,8 +31,13 @@ var (
 	report    = flag.String("report", "", "BenchmarkDataPlane: the Markdown `file` to write")
 )
 
-// benchGuestMax bounds the benchmark's guest.
-const benchGuestMax = 90 * time.Minute
+const (
+	// benchGuestMax bounds the benchmark's guest.
+	benchGuestMax = 90 * time.Minute
+	// awakeSeconds is how long a lab that goes on is left alone: connections that were silent for too long
+	// are made anew.
+	awakeSeconds = 3
+)
 
 // figures are what one pass over one case gave.
 type figures struct {
@@ -57,8 +64,9 @@ type dataCase struct {
 
 // BenchmarkDataPlane measures raw links, the kernel's VXLAN and bridge as Swarm and flannel build it,
 // hand-built Open vSwitch of each transport (action NORMAL), and ours: all stand at once, and each
-// pass goes over all of them, so that each meets the same machine. What it prints are ratios within
-// one run; absolute figures are those of the machine.
+// pass goes over all of them, so that each meets the same machine; what runs on the hosts of others
+// is stopped meanwhile. What it prints are ratios within one run; absolute figures are those of the
+// machine.
 func BenchmarkDataPlane(b *testing.B) {
 	if b.N != 1 {
 		b.Fatal("run it once: -benchtime 1x")
@@ -78,6 +86,7 @@ func BenchmarkDataPlane(b *testing.B) {
 	fmt.Fprintf(&text, "# The data plane, measured\n\nWritten by `make bench-data`; not to be edited.\n\n"+
 		"%s, %d processors, Linux %s, load average %s before and %s after. %d interleaved passes; medians, and in brackets the least and the most.\n"+
 		"TCP is one stream for %d s; RTT the mean of 1,000 pings; UDP what arrives of datagrams of 64 bytes sent as fast as one sender can.\n"+
+		"Hosts of other cases stand, with their processes stopped.\n"+
 		"`ours ÷ …` is the median of the passes' own ratios.\n",
 		time.Now().UTC().Format(time.DateOnly), runtime.NumCPU(), release(b), began, load(), *passes, *seconds)
 	tables(&text, "This machine", nativeCases(), all)
@@ -101,6 +110,7 @@ func nativeCases() []*dataCase {
 	return []*dataCase{
 		{name: "raw", what: "host to host, veth and bridge", build: raw},
 		{name: "kernel", what: "kernel VXLAN + bridge (Swarm, flannel)", build: kernelBridge},
+		{name: "kernel-nat", what: "the same, and a rule that masquerades, as Swarm and flannel have", build: kernelNAT},
 		{name: "hand-C", what: "C by hand: NORMAL, TSO", build: handC},
 		{name: "ours-C", what: "**C, meshnet**", build: ours},
 		{name: "slow-C", what: "C, meshnet --fastpath off", lab: []string{"--", "--fastpath", "off"}, build: ours},
@@ -123,6 +133,7 @@ func guestCases() []*dataCase {
 		{name: "kernel", what: "kernel VXLAN + bridge (Swarm, flannel)", build: kernelBridge},
 		{name: "hand-A", what: "A by hand: NORMAL", build: handA},
 		{name: "ours-A", what: "**A, meshnet**", build: ours},
+		{name: "fast-C", what: "C, meshnet, beside: what a fast path on A could reach", lab: []string{"--", "--datapath", "netdev"}, build: ours},
 	}
 }
 
@@ -145,6 +156,7 @@ func nativeRatios() []ratio {
 		{"ours-B", "hand-B", "TCP", tcpOf, 0.95, 0}, {"ours-B", "hand-B", "RTT", rttOf, 0, 1.05}, {"ours-B", "hand-B", "UDP", udpOf, 0, 0},
 		{"slow-C", "hand-B", "TCP", tcpOf, 6, 0},
 		{"ours-C", "kernel", "TCP", tcpOf, 1, 0}, {"ours-C", "kernel", "RTT", rttOf, 0, 0.85}, {"ours-C", "kernel", "UDP", udpOf, 1.1, 0},
+		{"ours-C", "kernel-nat", "TCP", tcpOf, 0, 0}, {"ours-C", "kernel-nat", "RTT", rttOf, 0, 0}, {"ours-C", "kernel-nat", "UDP", udpOf, 0, 0},
 		{"ours-here", "bridge-here", "TCP", tcpOf, 0, 0}, {"ours-here", "bridge-here", "RTT", rttOf, 0, 0}, {"ours-here", "bridge-here", "UDP", udpOf, 0, 0},
 		{"ours-out", "slow-out", "TCP", tcpOf, 1, 0}, {"ours-out", "slow-out", "RTT", rttOf, 0, 1}, {"ours-out", "slow-out", "UDP", udpOf, 1, 0},
 		{"ours-in", "slow-in", "TCP", tcpOf, 1, 0}, {"ours-in", "slow-in", "UDP", udpOf, 1, 0},
@@ -155,6 +167,7 @@ func guestRatios() []ratio {
 	return []ratio{
 		{"ours-A", "hand-A", "TCP", tcpOf, 0.85, 0}, {"ours-A", "hand-A", "RTT", rttOf, 0, 1 / 0.85}, {"ours-A", "hand-A", "UDP", udpOf, 0, 0},
 		{"ours-A", "kernel", "TCP", tcpOf, 0.95, 0}, {"ours-A", "kernel", "RTT", rttOf, 0, 0}, {"ours-A", "kernel", "UDP", udpOf, 0, 0},
+		{"fast-C", "ours-A", "TCP", tcpOf, 0, 0}, {"fast-C", "ours-A", "RTT", rttOf, 0, 0}, {"fast-C", "ours-A", "UDP", udpOf, 0, 0},
 	}
 }
 
@@ -174,17 +187,72 @@ func measureAll(b *testing.B, cases []*dataCase) []figures {
 		}
 		c.target = c.build(c.lab2)
 		c.serve(b)
-		c.run(1, "c1", "ping", "-c", "3", "-i", "0.2", "-W", strconv.Itoa(slow(1)), c.target)
+		c.ping()
 	}
+	for _, l := range labs {
+		l.signal(syscall.SIGSTOP)
+	}
+	var running *lab
 	var all []figures
 	for pass := 1; pass <= *passes; pass++ {
 		for _, c := range cases {
+			if c.lab2 != running {
+				if running != nil {
+					running.signal(syscall.SIGSTOP)
+				}
+				running = c.lab2
+				running.signal(syscall.SIGCONT)
+				time.Sleep(time.Duration(slow(awakeSeconds)) * time.Second)
+				c.ping()
+			}
 			f := figures{c.name, pass, c.tcp(b), c.rtt(b), c.udp(b)}
 			fmt.Printf("data %s %d %.0f %.1f %.1f\n", f.Case, f.Pass, f.TCP, f.RTT, f.UDP)
 			all = append(all, f)
 		}
 	}
 	return all
+}
+
+// ping fails if the server does not answer.
+func (c *dataCase) ping() {
+	c.run(1, "c1", "ping", "-c", "3", "-i", "0.2", "-W", strconv.Itoa(slow(1)), c.target)
+}
+
+// signal sends a signal to all that runs on a lab's hosts.
+func (l *lab) signal(sig syscall.Signal) {
+	l.t.Helper()
+	inits, err := filepath.Glob("/tmp/meshnet-" + l.name + "/h*/init")
+	if err != nil || len(inits) == 0 {
+		l.t.Fatalf("lab %s has no hosts: %v", l.name, err)
+	}
+	hosts := map[string]bool{}
+	for _, path := range inits {
+		pid, err := os.ReadFile(path)
+		if err != nil {
+			l.t.Fatal(err)
+		}
+		ns, err := os.Readlink("/proc/" + strings.TrimSpace(string(pid)) + "/ns/pid")
+		if err != nil {
+			l.t.Fatal(err)
+		}
+		hosts[ns] = true
+	}
+	all, err := os.ReadDir("/proc")
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	for _, p := range all {
+		pid, err := strconv.Atoi(p.Name())
+		if err != nil {
+			continue
+		}
+		if ns, err := os.Readlink("/proc/" + p.Name() + "/ns/pid"); err != nil || !hosts[ns] {
+			continue // it may have ended
+		}
+		if err := syscall.Kill(pid, sig); err != nil && !errors.Is(err, syscall.ESRCH) {
+			l.t.Fatalf("signal process %d: %v", pid, err)
+		}
+	}
 }
 
 // run runs a command in a container, or on its host if the case has none.
@@ -322,6 +390,18 @@ ip link set v$h master br0
 ip link set br0 up
 `)
 	return "10.9.0.2"
+}
+
+// kernelNAT is what a host needs besides for its containers to reach the world. Its connections are tracked
+// then, those of the tunnel with them.
+func kernelNAT(l *lab) string {
+	target := kernelBridge(l)
+	l.both(`
+nft add table ip nat
+nft add chain ip nat postrouting '{ type nat hook postrouting priority srcnat; }'
+nft add rule ip nat postrouting ip saddr 10.9.0.0/24 oifname eth0 masquerade
+`)
+	return target
 }
 
 func handA(l *lab) string {
