@@ -30,12 +30,15 @@ import (
 var (
 	forms = flag.Int("forms", 2, "how often fifty nodes form a mesh")
 	heals = flag.Int("heals", 1, "how often each cut is healed")
+	falls = flag.Int("losses", 1, "how often one of twenty nodes falls silent")
 )
 
 const (
 	// formMax and healMax are what the design asks for.
 	formMax = 2 * time.Second
 	healMax = 30 * time.Second
+	// deadMax is how soon all see that a node is silent; mostly it is a quarter of that.
+	deadMax = 15 * time.Second
 )
 
 // seedFor names a run: what it names differs from run to run and is the same when it is run again. The
@@ -73,6 +76,30 @@ func TestForm(t *testing.T) {
 				}
 			}
 			t.Logf("run %d: formed in %s", run, formed)
+		})
+	}
+}
+
+// TestSeenDead: of twenty nodes one falls silent, and nobody takes it for alive any more soon after.
+func TestSeenDead(t *testing.T) {
+	for run := range *falls {
+		synctest.Test(t, func(t *testing.T) {
+			l := newLab(t)
+			defer l.end()
+			for i := range 20 {
+				l.start(i)
+			}
+			l.await("formed", formMax, l.converged)
+			r := seedFor(20, 0, run)
+			time.Sleep(5*time.Second + time.Duration(r.Int64N(int64(time.Second))))
+			lost := r.IntN(20)
+			l.net.Split([]netip.Addr{addr(lost)})
+			seen := l.await("seen dead by all", deadMax, func() bool {
+				return !slices.ContainsFunc(l.nodes, func(h *host) bool {
+					return h.i != lost && slices.Contains(h.members.alive(), l.nodes[lost].self)
+				})
+			})
+			t.Logf("run %d: seen dead by all after %s", run, seen)
 		})
 	}
 }
