@@ -214,6 +214,7 @@ func TestDeadNode(t *testing.T) {
 	l.run("converged", "-t", "60")
 	l.run("kill", "3")
 	l.untilDead(1, "h3")
+	l.untilDead(2, "h3")
 	var full string
 	next := [4]int{5, 5, 5}
 fill:
@@ -291,18 +292,18 @@ func hasState(spaces []spaceJSON, state string) bool {
 	return false
 }
 
-// untilDead waits until a host holds another for dead.
-func (l *lab) untilDead(host int, name string) {
+// untilDead waits until a host holds a node, by name or id, for dead. Each host sees that at a time of its own.
+func (l *lab) untilDead(host int, node string) {
 	l.t.Helper()
 	deadline := time.Now().Add(time.Minute)
 	for {
-		for _, n := range ask[[]struct{ Name, State string }](l, host, "nodes") {
-			if n.Name == name && n.State == "dead" {
+		for _, n := range ask[[]struct{ Name, ID, State string }](l, host, "nodes") {
+			if (n.Name == node || n.ID == node) && n.State == "dead" {
 				return
 			}
 		}
 		if time.Now().After(deadline) {
-			l.t.Fatalf("%s is not dead on host %d", name, host)
+			l.t.Fatalf("%s is not dead on host %d", node, host)
 		}
 		time.Sleep(200 * time.Millisecond)
 	}

@@ -214,17 +214,9 @@ func identityCases() []nodeCase {
 		{name: "rmpeer from three nodes", done: "host 4 killed; rmpeer of it on three nodes at once, then once more", pinged: "c3", agreeing: 3, do: func(l *lab, from func()) string {
 			id := ask[statusJSON](l, 4, "status").Node.ID
 			l.run("kill", "4")
-			l.within("it is dead", 60*time.Second, func() bool {
-				dead := 0
-				for h := 1; h <= 3; h++ {
-					for _, n := range ask[[]struct{ ID, State string }](l, h, "nodes") {
-						if n.ID == id && n.State == "dead" {
-							dead++
-						}
-					}
-				}
-				return dead == 3
-			})
+			for h := 1; h <= 3; h++ {
+				l.untilDead(h, id)
+			}
 			from()
 			var all sync.WaitGroup
 			read := make([]string, 4)
@@ -322,6 +314,7 @@ func diskCases() []nodeCase {
 			from()
 			l.meshnet(3, "up", "-d")
 			read := l.warning(3, "lost its disk")
+			l.untilDead(1, was)
 			l.meshnet(1, "rmpeer", was)
 			l.attach(3, "c3", "web")
 			return read
