@@ -92,7 +92,7 @@ func BenchmarkDataPlane(b *testing.B) {
 	var text strings.Builder
 	fmt.Fprintf(&text, "# The data plane, measured\n\nWritten by `make bench-data`; not to be edited.\n\n"+
 		"%s, %d processors, Linux %s, load average %s before and %s after. %d interleaved passes; medians, and in brackets the least and the most.\n"+
-		"TCP is one stream for %d s; RTT the mean of 1,500 pings, where there are switches to five containers in turn; UDP what arrives of datagrams of 64 bytes sent as fast as one sender can.\n"+
+		"TCP is one stream for %d s; RTT the mean of 1,500 pings, on this machine where there are switches to five containers in turn; UDP what arrives of datagrams of 64 bytes sent as fast as one sender can.\n"+
 		"Hosts of other cases stand, with their processes stopped.\n"+
 		"`ours ÷ …` is the median of the passes' own ratios.\n",
 		time.Now().UTC().Format(time.DateOnly), runtime.NumCPU(), release(b), began, load(), *passes, *seconds)
@@ -238,16 +238,12 @@ func (c *dataCase) ping() {
 	}
 }
 
-// signal sends a signal to all that runs on a lab's hosts.
+// signal sends a signal to all that runs on both hosts.
 func (l *lab) signal(sig syscall.Signal) {
 	l.t.Helper()
-	inits, err := filepath.Glob("/tmp/meshnet-" + l.name + "/h*/init")
-	if err != nil || len(inits) == 0 {
-		l.t.Fatalf("lab %s has no hosts: %v", l.name, err)
-	}
 	hosts := map[string]bool{}
-	for _, path := range inits {
-		pid, err := os.ReadFile(path)
+	for h := 1; h <= 2; h++ {
+		pid, err := os.ReadFile(l.file(h, "init"))
 		if err != nil {
 			l.t.Fatal(err)
 		}
