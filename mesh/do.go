@@ -53,7 +53,7 @@ func (n *Node) Do(ctx context.Context, w state.Wish) (state.Outcome, error) {
 	return r.out, r.err
 }
 
-// do carries out a wish on the loop. reply gets exactly one result, at once or later.
+// do carries out a wish, within a step. reply gets exactly one result, at once or later.
 func (n *Node) do(w state.Wish, reply chan<- result) {
 	if _, ok := w.(state.Report); ok {
 		n.current() // it hardly ever decides an address, so others hear of it before what else is new is followed up

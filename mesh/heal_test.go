@@ -17,6 +17,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -222,6 +223,7 @@ func TestRememberedPeers(t *testing.T) {
 // is written there.
 func TestRememberedAreTried(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
+		var mu sync.Mutex
 		there := map[state.NodeID]netip.AddrPort{}
 		known := netip.AddrPortFrom(addr(7), 1)
 		tried, kept := 0, []netip.AddrPort(nil)
@@ -229,9 +231,15 @@ func TestRememberedAreTried(t *testing.T) {
 			self: candidate{1, netip.AddrPortFrom(addr(0), 1)}, port: 1, remembered: []netip.AddrPort{known},
 			log:      slog.New(slog.NewTextHandler(io.Discard, nil)),
 			nodes:    func() map[state.NodeID]netip.AddrPort { return nil },
-			alive:    func() map[state.NodeID]netip.AddrPort { return there },
 			remember: func(ps []netip.AddrPort) error { kept = ps; return nil },
+			alive: func() map[state.NodeID]netip.AddrPort {
+				mu.Lock()
+				defer mu.Unlock()
+				return there
+			},
 			join: func(to string) error {
+				mu.Lock()
+				defer mu.Unlock()
 				if tried++; to != known.String() {
 					t.Errorf("%s was tried", to)
 				}

@@ -38,14 +38,17 @@ type Node struct {
 	members *members
 	streams *streams
 
-	calls   chan func() // run by the loop
 	poked   chan struct{}
 	applied atomic.Uint64 // highest version that the host equals
+	begun   chan struct{} // steps are taken
 	ended   chan struct{}
 	ready   chan struct{}
 	shown   atomic.Pointer[shown]
 
-	// What follows belongs to the loop.
+	turn sync.Mutex
+	// What follows belongs to who has the turn, see [Node.take].
+	over   bool // no step is taken any more
+	timer  *time.Timer
 	start  time.Time
 	store  *stored
 	doc    *state.Doc
@@ -119,8 +122,8 @@ func New(c Config) (*Node, error) {
 	n := &Node{
 		c: c, lock: lock, self: s.id, made: time.Now(), store: s, doc: s.doc,
 		members: newMembers(s.id, c.Name, s.epoch, c.Log),
-		calls:   make(chan func()), poked: make(chan struct{}, 1),
-		ended: make(chan struct{}), ready: make(chan struct{}),
+		poked:   make(chan struct{}, 1),
+		begun:   make(chan struct{}), ended: make(chan struct{}), ready: make(chan struct{}),
 		ipam:   ipam.New(ipam.Config{Self: s.id, Epoch: s.epoch, Records: s.ipam, Quarantine: c.Quarantine}),
 		gossip: gossip.New(gossip.Config{Self: s.id, Doc: s.doc, Seed: random64()}),
 		wants:  map[state.EndpointID]*want{},
@@ -166,36 +169,52 @@ func (n *Node) Run(ctx context.Context) (err error) {
 		d := n.discovery(found)
 		wg.Go(func() { d.run(working) })
 	}
-	return n.loop(ctx)
+	n.loop(ctx)
+	return nil
 }
 
-// loop takes in what happens, one thing after the other, until ctx ends.
-func (n *Node) loop(ctx context.Context) error {
-	n.begin()
-	timer := time.NewTimer(0)
-	defer timer.Stop()
+// take takes a step, one at a time: what it leaves to be done is done when take returns.
+func (n *Node) take(step func()) {
+	n.turn.Lock()
+	defer n.turn.Unlock()
+	if n.over {
+		return
+	}
+	step()
+	n.commit()
+	n.timer.Reset(n.untilNext())
+}
+
+// loop takes in what happens, until ctx ends. What people ask for is a step on their own goroutines,
+// see [Node.call].
+func (n *Node) loop(ctx context.Context) {
+	n.timer = time.NewTimer(0)
+	defer n.timer.Stop()
+	n.take(n.begin)
+	close(n.begun)
 	for {
-		n.commit()
-		timer.Reset(n.untilNext())
 		select {
 		case <-ctx.Done():
+			n.turn.Lock()
+			defer n.turn.Unlock()
+			n.over = true
 			n.flush()
-			return nil
-		case call := <-n.calls:
-			call()
+			return
 		case b := <-n.members.inbox:
-			n.receive(b)
-			for i := 0; i < drainMax && len(n.members.inbox) > 0; i++ {
-				n.receive(<-n.members.inbox)
-			}
+			n.take(func() {
+				n.receive(b)
+				for i := 0; i < drainMax && len(n.members.inbox) > 0; i++ {
+					n.receive(<-n.members.inbox)
+				}
+			})
 		case <-n.members.changed:
-			n.meet()
+			n.take(n.meet)
 		case h := <-n.members.hints:
-			n.act(n.gossip.Step(n.now(), gossip.Hint{From: h.from, Digest: h.digest}))
+			n.take(func() { n.act(n.gossip.Step(n.now(), gossip.Hint{From: h.from, Digest: h.digest})) })
 		case <-n.poked:
-			n.acknowledge()
-		case <-timer.C:
-			n.tick()
+			n.take(n.acknowledge)
+		case <-n.timer.C:
+			n.take(n.tick)
 		}
 	}
 }
@@ -595,18 +614,22 @@ func (n *Node) settle() {
 	n.step(ipam.Settled{At: time.Now().Unix()})
 }
 
-// call has the loop run f and waits for it.
-func (n *Node) call(ctx context.Context, f func()) error {
-	done := make(chan struct{})
+// call takes a step on the caller's goroutine, once the node runs: to wake another one and to be woken
+// by it takes longer than most steps.
+func (n *Node) call(ctx context.Context, step func()) error {
 	select {
-	case n.calls <- func() { f(); close(done) }:
+	case <-n.begun:
 	case <-ctx.Done():
 		return ctx.Err()
 	case <-n.ended:
 		return errStopped
 	}
-	<-done // the loop has it and does not block
-	return nil
+	err := errStopped
+	n.take(func() {
+		step()
+		err = nil
+	})
+	return err
 }
 
 func (n *Node) rejoin(found <-chan candidate) *rejoin {

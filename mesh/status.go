@@ -86,7 +86,7 @@ func (n *Node) Peers() []state.Peer {
 	return peers
 }
 
-// pending lists what is waited for, on the loop.
+// pending lists what is waited for, within a step.
 func (n *Node) pending() []string {
 	var ps []string
 	if !n.settled {
@@ -103,7 +103,7 @@ func (n *Node) pending() []string {
 	return ps
 }
 
-// warnings lists what a person should look at, on the loop.
+// warnings lists what a person should look at, within a step.
 func (n *Node) warnings() []string {
 	var ws []string
 	ws = append(ws, n.notes...)
