@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"runtime/debug"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -177,12 +178,23 @@ func (n *Node) Run(ctx context.Context) (err error) {
 func (n *Node) take(step func()) {
 	n.turn.Lock()
 	defer n.turn.Unlock()
+	defer halt()
 	if n.over {
 		return
 	}
 	step()
 	n.commit()
 	n.timer.Reset(n.untilNext())
+}
+
+// halt ends the process if a step panics: whoever took it may recover, as net/http does for what it
+// calls, and would go on with half a step. What the log has, the next daemon has.
+func halt() {
+	if p := recover(); p != nil {
+		text := fmt.Sprintf("%v\n\n%s", p, debug.Stack())
+		go panic(text)
+		select {}
+	}
 }
 
 // loop takes in what happens, until ctx ends. What people ask for is a step on their own goroutines,

@@ -199,6 +199,47 @@ func TestReportIsToldFirst(t *testing.T) {
 	}
 }
 
+// TestSteps: what is asked for waits for the node to run, and is refused once its loop has ended: the log
+// is closed then.
+func TestSteps(t *testing.T) {
+	n, err := New(Config{StateDir: t.TempDir(), Addr: addr(0), Log: slog.New(slog.NewTextHandler(io.Discard, nil))})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ended, end := context.WithCancel(t.Context())
+	end()
+	taken := 0
+	step := func() { taken++ }
+	if err := n.call(ended, step); !errors.Is(err, context.Canceled) {
+		t.Errorf("before it runs: %v", err)
+	}
+	n.start = time.Now()
+	n.loop(ended)
+	if err := n.call(t.Context(), step); !errors.Is(err, errStopped) {
+		t.Errorf("after it ran: %v", err)
+	}
+	if taken != 0 {
+		t.Errorf("%d steps taken", taken)
+	}
+}
+
+// TestStepPanics: it ends the process, even if who took it recovers.
+func TestStepPanics(t *testing.T) {
+	if os.Getenv("STEP_PANICS") == "" {
+		c := exec.Command(os.Args[0], "-test.run", "^TestStepPanics$")
+		c.Env = append(os.Environ(), "STEP_PANICS=1")
+		if out, err := c.CombinedOutput(); err == nil || !strings.Contains(string(out), "half a step") || !strings.Contains(string(out), "TestStepPanics") {
+			t.Errorf("%v\n%s", err, out)
+		}
+		return
+	}
+	n := &Node{}
+	func() {
+		defer func() { recover() }()
+		n.take(func() { panic("half a step") })
+	}()
+}
+
 func FuzzReceive(f *testing.F) {
 	f.Add(frame(chanAck, 2, encodeAck(1, 2)))
 	f.Add(frame(chanTell, 2, encodeTell(1, [16]byte{})))
