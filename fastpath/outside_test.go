@@ -139,7 +139,7 @@ func fold(b []byte) uint16 {
 
 // carried is what a packet carries as a host's VXLAN device would take it, and its network; nil: nothing,
 // or it is left to that device. peer: it is a tunnel packet of a peer; late: it, or one of its flow before,
-// is left to that device for it is of segments or was on a congested way.
+// is left to that device for it is of segments, but of TCP, or was on a congested way.
 func (p tunneled) carried(h *plan.Host, to []byte) (n *plan.Network, inner []byte, peer, late bool) {
 	b := p.bytes
 	u16 := func(at int) int { return int(binary.BigEndian.Uint16(b[at:])) }
@@ -151,13 +151,13 @@ func (p tunneled) carried(h *plan.Host, to []byte) (n *plan.Network, inner []byt
 		return nil, nil, false, false
 	}
 	congested := b[15]&3 == 1 || b[15]&3 == 3
-	if u16(16) != len(b)-14 || u16(38) != len(b)-34 || fold(b[14:34]) != 0xffff || len(b) < 84 || b[73] == 6 {
+	if u16(16) != len(b)-14 || u16(38) != len(b)-34 || fold(b[14:34]) != 0xffff || len(b) < 84 {
 		return nil, nil, true, false
 	}
 	if !bytes.Equal(b[42:46], []byte{8, 0, 0, 0}) || b[49] != 0 {
 		return nil, nil, true, false
 	}
-	late = congested || p.gso != 0 || p.late
+	late = congested || p.gso != 0 && b[73] != 6 || p.late
 	vni := binary.BigEndian.Uint32(b[46:]) >> 8
 	for _, n := range h.Networks {
 		if n.VNI == vni {
@@ -218,6 +218,9 @@ func (c *comparison) unwraps(t *testing.T, p tunneled, tables pipeline) error {
 		at := c.run(t, n.Device.Name, inner)
 		fit = at.why == bpf.FastReasonFAST && at.how == bpf.FastHowLOCAL
 		ports, _ = tables.outputs(t, c.port[c.index[n.Device.Name]], inner)
+	}
+	if fit && p.gso != 0 { // in a test run the kernel does not know them for TCP's, and cannot unwrap them
+		fit, late = false, true
 	}
 	switch {
 	case taken != fit:

@@ -3,6 +3,7 @@ package fastpath
 import (
 	"bytes"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -18,6 +19,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"meshnet/fastpath/bpf"
 	"meshnet/plan"
 	"meshnet/plan/plantest"
 )
@@ -42,58 +44,65 @@ func older(t *testing.T, p *Path) bool {
 	return err != nil
 }
 
-// inside puts the other end of a container's veth into a namespace of its own, as it is on a real host,
-// and returns a socket that gets what arrives there, for a second at most.
-func inside(t *testing.T, link string) int {
+// elsewhere puts the other end of a device into a network namespace of its own, as it is on a real host,
+// and does something there with it.
+func elsewhere(t *testing.T, device string, do func(end netlink.Link) error) {
 	t.Helper()
-	end := must(t, "x"+link[1:])
-	type made struct {
-		path string
-		fd   int
-		err  error
-	}
-	space, ready := make(chan made), make(chan struct{})
+	end := must(t, "x"+device[1:])
+	space, moved, done := make(chan string), make(chan struct{}), make(chan error)
 	go func() {
 		runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
 		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
-			space <- made{err: err}
+			close(space)
+			done <- err
 			return
 		}
-		space <- made{path: fmt.Sprintf("/proc/%d/task/%d/ns/net", os.Getpid(), unix.Gettid())}
-		<-ready
-		fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW, 0x0300)
+		space <- fmt.Sprintf("/proc/%d/task/%d/ns/net", os.Getpid(), unix.Gettid())
+		<-moved
+		// A device that comes up says so by IPv6, which would be heard.
+		err := os.WriteFile("/proc/sys/net/ipv6/conf/default/disable_ipv6", []byte("1"), 0)
 		if err == nil {
-			err = unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: 1})
-		}
-		if err == nil { // IPv6 would be heard
 			err = os.WriteFile("/proc/sys/net/ipv6/conf/"+end.Attrs().Name+"/disable_ipv6", []byte("1"), 0)
 		}
+		var l netlink.Link
 		if err == nil {
-			var l netlink.Link
-			if l, err = netlink.LinkByName(end.Attrs().Name); err == nil {
-				err = netlink.LinkSetUp(l)
-			}
+			l, err = netlink.LinkByName(end.Attrs().Name)
 		}
-		space <- made{fd: fd, err: err}
+		if err == nil {
+			err = netlink.LinkSetUp(l)
+		}
+		if err == nil {
+			err = do(l)
+		}
+		done <- err
 	}()
-	m := <-space
-	if m.err != nil {
-		t.Fatal(m.err)
+	if path, ok := <-space; ok {
+		ns, err := os.Open(path)
+		if err == nil {
+			err = netlink.LinkSetNsFd(end, int(ns.Fd()))
+			ns.Close()
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		close(moved)
 	}
-	ns, err := os.Open(m.path)
-	if err == nil {
-		err = netlink.LinkSetNsFd(end, int(ns.Fd()))
-		ns.Close()
-	}
-	if err != nil {
+	if err := <-done; err != nil {
 		t.Fatal(err)
 	}
-	close(ready)
-	if m = <-space; m.err != nil {
-		t.Fatal(m.err)
-	}
-	t.Cleanup(func() { unix.Close(m.fd) })
-	return m.fd
+}
+
+// inside returns a socket that gets what arrives in a container, for a second at most.
+func inside(t *testing.T, link string) (fd int) {
+	t.Helper()
+	elsewhere(t, link, func(netlink.Link) (err error) {
+		if fd, err = unix.Socket(unix.AF_PACKET, unix.SOCK_RAW, 0x0300); err != nil {
+			return err
+		}
+		return unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: 1})
+	})
+	t.Cleanup(func() { unix.Close(fd) })
+	return fd
 }
 
 // arrived returns the next frame at a socket; nil: none in a second.
@@ -191,6 +200,141 @@ func TestUnderlay(t *testing.T) {
 	}
 	if fast != uint64(sent) || bytes != uint64(2*len(frame)+2*len(large)) {
 		t.Errorf("%d frames, %d bytes counted by %s, want %d, %d", fast, bytes, n.Device.Name, sent, 2*len(frame)+2*len(large))
+	}
+}
+
+// segments is what is to be cut into TCP segments, or UDP datagrams, with so many bytes, as a sender with
+// offload makes it: behind a virtio_net_hdr (packet(7), PACKET_VNET_HDR), its checksum yet to be made.
+func segments(from, to string, proto byte, payload []byte, size uint16) (header, frame []byte) {
+	length, sum := uint16(20), uint16(16)
+	header = []byte{1, 1} // VIRTIO_NET_HDR_F_NEEDS_CSUM, VIRTIO_NET_HDR_GSO_TCPV4
+	if proto == unix.IPPROTO_UDP {
+		length, sum = 8, 6
+		header[1] = 5 // VIRTIO_NET_HDR_GSO_UDP_L4
+	}
+	frame = slices.Concat(ping(from, to)[:34], make([]byte, length), payload)
+	ip, l4 := frame[14:34], frame[34:]
+	binary.BigEndian.PutUint16(ip[2:], uint16(len(frame)-14))
+	ip[9] = proto
+	binary.BigEndian.PutUint16(ip[10:], ^fold(ip))
+	if proto == unix.IPPROTO_UDP {
+		l4[1], l4[3] = 7, 7
+		binary.BigEndian.PutUint16(l4[4:], uint16(len(l4)))
+	} else {
+		l4[12], l4[13] = 5<<4, 0x10 // ACK
+	}
+	binary.BigEndian.PutUint16(l4[sum:], fold(pseudo(ip, len(l4))))
+	for _, v := range []uint16{34 + length, size, 34, sum} {
+		header = binary.NativeEndian.AppendUint16(header, v)
+	}
+	return header, frame
+}
+
+// pseudo is the pseudo-header of RFC 9293, section 3.1.
+func pseudo(ip []byte, length int) []byte {
+	return binary.BigEndian.AppendUint16(slices.Concat(ip[12:20], []byte{0, ip[9]}), uint16(length))
+}
+
+// TestSegments sends segments of offload by a peer's VXLAN device: those of TCP are taken, arrive as many
+// and as large as they were, and what a container sends on by a device that has no offload is cut as its
+// sender would have cut it, with right checksums. Those of UDP are left to the host's stack.
+func TestSegments(t *testing.T) {
+	p, h, _, web, _ := begun(t)
+	if older(t, p) {
+		return
+	}
+	n := h.Networks[web]
+	const size = 1000
+	payload := make([]byte, 5500)
+	for i := range payload {
+		payload[i] = byte(i * 7)
+	}
+	at := 0
+	var tap *os.File
+	elsewhere(t, n.Ports[0].Link, func(end netlink.Link) error {
+		out := &netlink.Tuntap{LinkAttrs: netlink.LinkAttrs{Name: "tap0"}, Mode: netlink.TUNTAP_MODE_TAP, Flags: netlink.TUNTAP_NO_PI, Queues: 1}
+		bridge := &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: "br0", TxQLen: -1}}
+		for _, l := range []netlink.Link{out, bridge} {
+			if err := netlink.LinkAdd(l); err != nil {
+				return err
+			}
+			if err := netlink.LinkSetUp(l); err != nil {
+				return err
+			}
+		}
+		tap = out.Fds[0]
+		for _, l := range []netlink.Link{out, end} {
+			if err := netlink.LinkSetMaster(l, bridge); err != nil {
+				return err
+			}
+		}
+		fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW, 0)
+		if err != nil {
+			return err
+		}
+		at = fd
+		return errors.Join(unix.SetsockoptInt(fd, unix.SOL_PACKET, unix.PACKET_VNET_HDR, 1),
+			unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: 1}),
+			unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: 0x0300, Ifindex: end.Attrs().Index}))
+	})
+	defer unix.Close(at)
+	defer tap.Close()
+	header, frame := segments("10.2.0.7", "10.2.0.5", unix.IPPROTO_TCP, payload, size)
+	datagrams, left := segments("10.2.0.7", "10.2.0.5", unix.IPPROTO_UDP, payload, size)
+	card := must(t, h.Device)
+	elsewhere(t, h.Device, func(end netlink.Link) error {
+		peer := plantest.Addr(2)
+		vx := &netlink.Vxlan{LinkAttrs: netlink.LinkAttrs{Name: "vx", TxQLen: -1}, VxlanId: int(n.VNI), SrcAddr: peer.AsSlice(),
+			Group: h.Underlay.AsSlice(), Port: int(h.TunnelPort), VtepDevIndex: end.Attrs().Index}
+		to := &net.IPNet{IP: peer.AsSlice(), Mask: net.CIDRMask(24, 32)}
+		if err := errors.Join(netlink.AddrAdd(end, &netlink.Addr{IPNet: to}), netlink.LinkAdd(vx), netlink.LinkSetUp(vx), netlink.NeighSet(&netlink.Neigh{
+			LinkIndex: end.Attrs().Index, IP: h.Underlay.AsSlice(), HardwareAddr: card.Attrs().HardwareAddr, State: netlink.NUD_PERMANENT,
+		})); err != nil {
+			return err
+		}
+		fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW, 0)
+		if err != nil {
+			return err
+		}
+		defer unix.Close(fd)
+		by := &unix.SockaddrLinklayer{Ifindex: vx.Attrs().Index, Protocol: 0x0300}
+		return errors.Join(unix.SetsockoptInt(fd, unix.SOL_PACKET, unix.PACKET_VNET_HDR, 1),
+			unix.Sendto(fd, slices.Concat(datagrams, left), 0, by), unix.Sendto(fd, slices.Concat(header, frame), 0, by))
+	})
+	got := arrived(t, at)
+	for len(got) > 10 && got[10]&1 != 0 { // the bridge asks who listens to what
+		got = arrived(t, at)
+	}
+	if len(got) < 10 || got[1]&^0x80 != 1 || binary.NativeEndian.Uint16(got[4:]) != size || !bytes.Equal(got[10:], frame) {
+		t.Errorf("%x %.100x of %d bytes, sent %x %.100x of %d", got[:min(10, len(got))], got[min(10, len(got)):], len(got), header, frame, len(frame))
+	}
+	if fast := count(t, p, n.Device.Name, bpf.FastReasonFAST); fast != 1 {
+		t.Errorf("%d taken", fast)
+	}
+	var cut []byte
+	for len(cut) < len(payload) {
+		one := make([]byte, 10000)
+		wait := []unix.PollFd{{Fd: int32(tap.Fd()), Events: unix.POLLIN}}
+		if n, err := unix.Poll(wait, 1000); n != 1 {
+			t.Fatalf("%d bytes of %d came out: %v", len(cut), len(payload), err)
+		}
+		k, err := tap.Read(one)
+		if err != nil {
+			t.Fatal(err)
+		}
+		one = one[:k]
+		if k < 54 || one[23] != unix.IPPROTO_TCP {
+			continue
+		}
+		tcp := one[34:]
+		if k-54 != min(size, len(payload)-len(cut)) || fold(one[14:34]) != 0xffff ||
+			fold(append(pseudo(one[14:34], len(tcp)), tcp...)) != 0xffff {
+			t.Errorf("after %d bytes: %d bytes, %.60x", len(cut), k, one)
+		}
+		cut = append(cut, one[54:]...)
+	}
+	if !bytes.Equal(cut, payload) {
+		t.Error("other bytes came out")
 	}
 }
 

@@ -361,13 +361,11 @@ static __always_inline int unwrap(struct __sk_buff *skb, const struct port *unde
 		return TC_ACT_UNSPEC;
 	struct frame f = {.eth = (void *)(vxlan + 1), .end = end, .len = skb->len - WRAPPING};
 	struct iphdr *inner = (void *)(f.eth + 1);
-	// TCP is left alone: most of its bytes come as segments of offload, which may not be overtaken, and it was
-	// slower with only its acknowledgements taken.
-	if ((void *)(inner + 1) > end || inner->protocol == IPPROTO_TCP)
+	if ((void *)(inner + 1) > end)
 		return TC_ACT_UNSPEC;
-	// Segments of offload would be marked as ones of a tunnel (gso_type) for ever; of congestion the frame in
-	// it has to be told (RFC 6040, section 4.2: CE, and ECT(1)).
-	if (queued(&flow, skb->gso_size || congested))
+	// Segments of offload stay marked as ones of a tunnel (gso_type, encapsulation), by which those of UDP would
+	// be cut wrongly. Of congestion the frame in it has to be told (RFC 6040, section 4.2: CE, and ECT(1)).
+	if (queued(&flow, (skb->gso_size && inner->protocol != IPPROTO_TCP) || congested))
 		return TC_ACT_UNSPEC;
 	struct port trunk = {.vni = vni >> 8, .kind = TRUNK};
 	struct verdict v = {};
@@ -376,9 +374,11 @@ static __always_inline int unwrap(struct __sk_buff *skb, const struct port *unde
 		return TC_ACT_UNSPEC;
 	__builtin_memcpy(v.macs, f.eth, sizeof(v.macs));
 	// What goes is all between the Ethernet header and the IPv4 header of the frame. This also makes of what
-	// the device said of checksums what holds for the frame.
-	if (bpf_skb_adjust_room(skb, -(__s32)WRAPPING, BPF_ADJ_ROOM_MAC, 0))
+	// the device said of checksums what holds for the frame, and leaves segments as large as they are.
+	if (bpf_skb_adjust_room(skb, -(__s32)WRAPPING, BPF_ADJ_ROOM_MAC, BPF_F_ADJ_ROOM_FIXED_GSO)) {
+		queued(&flow, 1);
 		return TC_ACT_UNSPEC;
+	}
 	if (bpf_skb_store_bytes(skb, 0, v.macs, sizeof(v.macs), 0))
 		return TC_ACT_SHOT;
 	note(v.way.trunk, FAST, skb->len);
