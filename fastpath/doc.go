@@ -6,7 +6,8 @@
 // ingress of each container's veth and each VXLAN device: it sends such a frame on from device to
 // device and leaves all else, unchanged, to the switch, whose ports are the slow twins of the
 // devices. It may be less permissive than the switch's pipeline, never more. At the underlay's device it
-// takes what peers send to containers here out of its tunnel packets, past the host's own stack.
+// takes what peers send to containers here out of its tunnel packets, and by it sends what containers send
+// to peers in such packets, both past the host's own stack.
 //
 // [Compile] is pure and says what the maps should hold. [Path] loads, fills, attaches and repairs: an
 // applier beside those of packages ovs and netns, to run after the devices are made and before the

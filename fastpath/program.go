@@ -38,7 +38,7 @@ type contents struct {
 	members map[bpf.FastMember]bpf.FastWay
 	exits   map[uint32]bpf.FastExit
 	entries map[bpf.FastInward]bpf.FastEntry
-	peers   map[uint32]uint32 // addresses; the values say nothing
+	peers   map[uint32]uint32 // device by address
 }
 
 func empty() contents {
@@ -170,7 +170,7 @@ func (m Member) encode() bpf.FastMember { return bpf.FastMember{Vni: m.VNI, Mac:
 
 // encode returns the way as the map holds it, by the indexes of devices; false if there is none of its own.
 func (w Way) encode(index func(string) uint32) (bpf.FastWay, bool) {
-	way := bpf.FastWay{Ifindex: index(w.Device), How: uint32(hows[w.How])}
+	way := bpf.FastWay{Ifindex: index(w.Device), How: uint32(hows[w.How]), Peer: bigEndian(w.Peer)}
 	if w.Trunk != "" {
 		way.Trunk = index(w.Trunk)
 	}

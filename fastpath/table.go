@@ -76,7 +76,8 @@ func (h How) String() string { return [...]string{"out", "inside", "host", ""}[h
 type Way struct {
 	Device string
 	How    How
-	Trunk  string // of a container: its network's VXLAN device, by which peers reach it
+	Trunk  string     // of a container: its network's VXLAN device, by which peers reach it
+	Peer   netip.Addr // of a member elsewhere: the tunnel end of the host that has it
 }
 
 // Exit is how the containers of a network reach the world: whatever is not for the subnet goes to the
@@ -120,8 +121,8 @@ func Doors(g *plan.Gateway) []Port {
 	}
 }
 
-// Outside returns the port that tunnel packets come in by, and the peers that may send them; false if
-// they cannot be taken there: without a fast path, and over IPv6.
+// Outside returns the port that tunnel packets come in by, and the peers that may send them, and to whom
+// they may be sent by it; false if they cannot be taken there: without a fast path, and over IPv6.
 func Outside(h *plan.Host) (Port, []netip.Addr, bool) {
 	if !h.FastPath || h.Encap != state.VXLAN || !h.Underlay.Is4() || h.Device == "" || h.TunnelPort == 0 {
 		return Port{}, nil, false
@@ -148,7 +149,7 @@ func remote(n *plan.Network, r *plan.Remote) (Member, Way, bool) {
 	if !ok {
 		return Member{}, Way{}, false
 	}
-	return Member{n.VNI, r.MAC}, Way{Device: n.Device.Name}, true
+	return Member{n.VNI, r.MAC}, Way{Device: n.Device.Name, Peer: r.Via}, true
 }
 
 // Local is [Compile] without the members elsewhere, of whom there are many more.
@@ -167,7 +168,7 @@ func Local(n *plan.Network) Table {
 			continue
 		}
 		add(Port{Device: p.Link, Kind: Container, MAC: p.MAC, Addr: p.Addr, Endpoint: p.Endpoint}, p.Twin, ContainerTwin)
-		t.Ways[Member{n.VNI, p.MAC}] = Way{p.Link, Inside, n.Device.Name}
+		t.Ways[Member{n.VNI, p.MAC}] = Way{Device: p.Link, How: Inside, Trunk: n.Device.Name}
 		if n.Router.Out && n.Door != (plan.Door{}) {
 			t.Entries[Inward{n.Door.Far, p.Addr}] = Entry{p.Link, n.Router.MAC, p.MAC, n.Host.Addr}
 		}

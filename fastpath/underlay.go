@@ -38,16 +38,17 @@ func (r *round) outside(want contents) {
 		}
 		return
 	}
-	want.ports[uint32(l.Attrs().Index)] = port.encode(0)
+	index := uint32(l.Attrs().Index)
+	want.ports[index] = port.encode(0)
 	for _, peer := range peers {
 		if peer.Is4() {
-			want.peers[bigEndian(peer)] = 0
+			want.peers[bigEndian(peer)] = index
 		}
 	}
 }
 
-// obstacle returns the device of a port that tunnel packets can be taken at, or why they cannot: what is
-// taken passes by all that the host's own stack would have it go through, so there must be nothing there
+// obstacle returns the device of a port that tunnel packets can be taken at, and sent by, or why they
+// cannot: they pass by all that the host's own stack would have it go through, so there must be nothing there
 // that is not ours to decide.
 func obstacle(have *devices, port Port) (netlink.Link, string) {
 	l, ok := have.get(port.Device)
@@ -76,8 +77,8 @@ func obstacle(have *devices, port Port) (netlink.Link, string) {
 		return nil, "it is not known whether there are IPsec policies: " + err.Error()
 	}
 	for _, p := range policies {
-		if p.Dir == netlink.XFRM_DIR_IN {
-			return nil, "the host has IPsec policies for what it receives"
+		if p.Dir == netlink.XFRM_DIR_IN || p.Dir == netlink.XFRM_DIR_OUT {
+			return nil, "the host has IPsec policies"
 		}
 	}
 	return l, ""

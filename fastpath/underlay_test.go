@@ -235,6 +235,97 @@ func pseudo(ip []byte, length int) []byte {
 	return binary.BigEndian.AppendUint16(slices.Concat(ip[12:20], []byte{0, ip[9]}), uint16(length))
 }
 
+// atPeer does something with the VXLAN device that a peer has of a network.
+func atPeer(t *testing.T, h *plan.Host, vni uint32, do func(vx netlink.Link) error) {
+	t.Helper()
+	card := must(t, h.Device)
+	elsewhere(t, h.Device, func(end netlink.Link) error {
+		peer := plantest.Addr(2)
+		vx := &netlink.Vxlan{LinkAttrs: netlink.LinkAttrs{Name: "vx", TxQLen: -1}, VxlanId: int(vni), SrcAddr: peer.AsSlice(),
+			Group: h.Underlay.AsSlice(), Port: int(h.TunnelPort), VtepDevIndex: end.Attrs().Index}
+		to := &net.IPNet{IP: peer.AsSlice(), Mask: net.CIDRMask(24, 32)}
+		if err := errors.Join(netlink.AddrAdd(end, &netlink.Addr{IPNet: to}), netlink.LinkAdd(vx), netlink.LinkSetUp(vx), netlink.NeighSet(&netlink.Neigh{
+			LinkIndex: end.Attrs().Index, IP: h.Underlay.AsSlice(), HardwareAddr: card.Attrs().HardwareAddr, State: netlink.NUD_PERMANENT,
+		})); err != nil {
+			return err
+		}
+		return do(vx)
+	})
+}
+
+// listener is a socket that gets what a device sends and gets, each frame behind a virtio_net_hdr, for a second
+// at most.
+func listener(device netlink.Link) (int, error) {
+	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW, 0)
+	if err != nil {
+		return 0, err
+	}
+	return fd, errors.Join(unix.SetsockoptInt(fd, unix.SOL_PACKET, unix.PACKET_VNET_HDR, 1),
+		unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: 1}),
+		unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: 0x0300, Ifindex: device.Attrs().Index}))
+}
+
+// TestWrap sends frames of a container to a member at a peer: they come out of that peer's VXLAN device as
+// they were, segments of offload as large as they were. Where there is no route by the card, or a peer is not
+// one, they go by the VXLAN device here.
+func TestWrap(t *testing.T) {
+	p, h, _, web, _ := begun(t)
+	if older(t, p) {
+		return
+	}
+	n := h.Networks[web]
+	card, own := must(t, h.Device), n.Ports[0]
+	var at int
+	atPeer(t, h, n.VNI, func(vx netlink.Link) (err error) {
+		at, err = listener(vx)
+		return err
+	})
+	defer unix.Close(at)
+	here, err := listener(must(t, "x"+n.Device.Name[1:]))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(here)
+	plain := ping("10.2.0.5", "10.2.0.7")
+	congested := ping("10.2.0.5", "10.2.0.7")
+	congested[15] = 3
+	noHeader := make([]byte, 10)
+	header, frame := segments("10.2.0.5", "10.2.0.7", unix.IPPROTO_TCP, make([]byte, 5500), 1000)
+	datagrams, many := segments("10.2.0.5", "10.2.0.7", unix.IPPROTO_UDP, make([]byte, 5500), 1000)
+	want := func(what string, at int, header, frame []byte) {
+		t.Helper()
+		by := &unix.SockaddrLinklayer{Ifindex: must(t, "x"+own.Link[1:]).Attrs().Index, Protocol: 0x0300}
+		fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW, 0)
+		if err == nil {
+			defer unix.Close(fd)
+			err = errors.Join(unix.SetsockoptInt(fd, unix.SOL_PACKET, unix.PACKET_VNET_HDR, 1), unix.Sendto(fd, slices.Concat(header, frame), 0, by))
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := arrived(t, at)
+		if len(got) < 10 || got[1]&^0x80 != header[1] || !bytes.Equal(got[4:6], header[4:6]) || !bytes.Equal(got[10:], frame) {
+			t.Errorf("%s: %x %.100x arrived as %.110x", what, header, frame, got)
+		}
+	}
+	want("without a route", here, noHeader, plain)
+	route(t, card, h.Underlay)
+	if err := netlink.NeighSet(&netlink.Neigh{LinkIndex: card.Attrs().Index, IP: plantest.Addr(2).AsSlice(),
+		HardwareAddr: net.HardwareAddr{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}, State: netlink.NUD_PERMANENT}); err != nil {
+		t.Fatal(err)
+	}
+	want("a frame", at, noHeader, plain)
+	want("segments", at, header, frame)
+	want("datagrams", at, datagrams, many)
+	want("congested", at, noHeader, congested)
+	next := *h
+	next.Firewall.Peers = nil
+	apply(t, p, &next)
+	want("no peer", here, noHeader, plain)
+	apply(t, p, h)
+	want("a peer again", at, noHeader, plain)
+}
+
 // TestSegments sends segments of offload by a peer's VXLAN device: those of TCP are taken, arrive as many
 // and as large as they were, and what a container sends on by a device that has no offload is cut as its
 // sender would have cut it, with right checksums. Those of UDP are left to the host's stack.
@@ -268,30 +359,15 @@ func TestSegments(t *testing.T) {
 				return err
 			}
 		}
-		fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW, 0)
-		if err != nil {
-			return err
-		}
-		at = fd
-		return errors.Join(unix.SetsockoptInt(fd, unix.SOL_PACKET, unix.PACKET_VNET_HDR, 1),
-			unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: 1}),
-			unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: 0x0300, Ifindex: end.Attrs().Index}))
+		var err error
+		at, err = listener(end)
+		return err
 	})
 	defer unix.Close(at)
 	defer tap.Close()
 	header, frame := segments("10.2.0.7", "10.2.0.5", unix.IPPROTO_TCP, payload, size)
 	datagrams, left := segments("10.2.0.7", "10.2.0.5", unix.IPPROTO_UDP, payload, size)
-	card := must(t, h.Device)
-	elsewhere(t, h.Device, func(end netlink.Link) error {
-		peer := plantest.Addr(2)
-		vx := &netlink.Vxlan{LinkAttrs: netlink.LinkAttrs{Name: "vx", TxQLen: -1}, VxlanId: int(n.VNI), SrcAddr: peer.AsSlice(),
-			Group: h.Underlay.AsSlice(), Port: int(h.TunnelPort), VtepDevIndex: end.Attrs().Index}
-		to := &net.IPNet{IP: peer.AsSlice(), Mask: net.CIDRMask(24, 32)}
-		if err := errors.Join(netlink.AddrAdd(end, &netlink.Addr{IPNet: to}), netlink.LinkAdd(vx), netlink.LinkSetUp(vx), netlink.NeighSet(&netlink.Neigh{
-			LinkIndex: end.Attrs().Index, IP: h.Underlay.AsSlice(), HardwareAddr: card.Attrs().HardwareAddr, State: netlink.NUD_PERMANENT,
-		})); err != nil {
-			return err
-		}
+	atPeer(t, h, n.VNI, func(vx netlink.Link) error {
 		fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW, 0)
 		if err != nil {
 			return err
@@ -414,7 +490,8 @@ func TestUnderlayLeft(t *testing.T) {
 		is, drift  bool
 	}{
 		{"nothing", func() {}, func() {}, true, false},
-		{"a policy for what is sent", func() { ok(netlink.XfrmPolicyAdd(policy(netlink.XFRM_DIR_OUT))) }, func() { ok(netlink.XfrmPolicyDel(policy(netlink.XFRM_DIR_OUT))) }, true, false},
+		{"a policy for what is forwarded", func() { ok(netlink.XfrmPolicyAdd(policy(netlink.XFRM_DIR_FWD))) }, func() { ok(netlink.XfrmPolicyDel(policy(netlink.XFRM_DIR_FWD))) }, true, false},
+		{"a policy for what is sent", func() { ok(netlink.XfrmPolicyAdd(policy(netlink.XFRM_DIR_OUT))) }, func() { ok(netlink.XfrmPolicyDel(policy(netlink.XFRM_DIR_OUT))) }, false, true},
 		{"a policy", func() { ok(netlink.XfrmPolicyAdd(policy(netlink.XFRM_DIR_IN))) }, func() { ok(netlink.XfrmPolicyDel(policy(netlink.XFRM_DIR_IN))) }, false, true},
 		{"a bridge", func() { ok(netlink.LinkSetMaster(card(), bridge)) }, func() { ok(netlink.LinkSetNoMaster(card())) }, false, true},
 		{"clsact alone", func() { ok(netlink.QdiscAdd(clsact(card()))) }, func() {}, true, false},

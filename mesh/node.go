@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
-	"runtime/debug"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -172,29 +171,6 @@ func (n *Node) Run(ctx context.Context) (err error) {
 	}
 	n.loop(ctx)
 	return nil
-}
-
-// take takes a step, one at a time: what it leaves to be done is done when take returns.
-func (n *Node) take(step func()) {
-	n.turn.Lock()
-	defer n.turn.Unlock()
-	defer halt()
-	if n.over {
-		return
-	}
-	step()
-	n.commit()
-	n.timer.Reset(n.untilNext())
-}
-
-// halt ends the process if a step panics: whoever took it may recover, as net/http does for what it
-// calls, and would go on with half a step. What the log has, the next daemon has.
-func halt() {
-	if p := recover(); p != nil {
-		text := fmt.Sprintf("%v\n\n%s", p, debug.Stack())
-		go panic(text)
-		select {}
-	}
 }
 
 // loop takes in what happens, until ctx ends. What people ask for is a step on their own goroutines,
@@ -624,24 +600,6 @@ func (n *Node) settle() {
 	n.makeDefault()
 	n.refresh()
 	n.step(ipam.Settled{At: time.Now().Unix()})
-}
-
-// call takes a step on the caller's goroutine, once the node runs: to wake another one and to be woken
-// by it takes longer than most steps.
-func (n *Node) call(ctx context.Context, step func()) error {
-	select {
-	case <-n.begun:
-	case <-ctx.Done():
-		return ctx.Err()
-	case <-n.ended:
-		return errStopped
-	}
-	err := errStopped
-	n.take(func() {
-		step()
-		err = nil
-	})
-	return err
 }
 
 func (n *Node) rejoin(found <-chan candidate) *rejoin {

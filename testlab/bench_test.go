@@ -92,7 +92,7 @@ func BenchmarkDataPlane(b *testing.B) {
 	var text strings.Builder
 	fmt.Fprintf(&text, "# The data plane, measured\n\nWritten by `make bench-data`; not to be edited.\n\n"+
 		"%s, %d processors, Linux %s, load average %s before and %s after. %d interleaved passes; medians, and in brackets the least and the most.\n"+
-		"TCP is one stream for %d s; RTT the mean of 1,500 pings, on this machine where there are switches to five containers in turn; UDP what arrives of datagrams of 64 bytes sent as fast as one sender can.\n"+
+		"TCP is one stream for %d s; RTT the mean of 3,000 pings, on this machine where there are switches to five containers in turn; UDP what arrives of datagrams of 64 bytes sent as fast as one sender can.\n"+
 		"Hosts of other cases stand, with their processes stopped.\n"+
 		"`ours ÷ …` is the median of the passes' own ratios.\n",
 		time.Now().UTC().Format(time.DateOnly), runtime.NumCPU(), release(b), began, load(), *passes, *seconds)
@@ -338,7 +338,7 @@ var rttRE = regexp.MustCompile(`rtt min/avg/max/mdev = [\d.]+/([\d.]+)/`)
 func (c *dataCase) rtt(b *testing.B) (us float64) {
 	n := len(c.pinged)
 	for _, target := range c.pinged {
-		m := rttRE.FindStringSubmatch(c.run(1, "c1", "ping", "-q", "-i", "0.001", "-c", strconv.Itoa(1500/n), target))
+		m := rttRE.FindStringSubmatch(c.run(1, "c1", "ping", "-q", "-i", "0.001", "-c", strconv.Itoa(3000/n), target))
 		if m == nil {
 			b.Fatalf("%s: ping said nothing of its RTT", c.name)
 		}

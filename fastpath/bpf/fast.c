@@ -1,5 +1,7 @@
 //go:build ignore
 
+// SPDX-License-Identifier: MIT OR GPL-2.0-only
+
 // The fast path of transport C: a frame that is an exact, unspoofed IPv4 unicast between two known
 // members of one network goes from device to device without leaving the kernel. All else goes to the
 // device's slow twin, a veth whose other end is a port of Open vSwitch, unchanged.
@@ -15,7 +17,8 @@
 //
 // On the last of these it takes a packet only if what is in it is for a container here and plain enough
 // that the kernel's VXLAN device would unwrap it to the very same frame. All else there is none of its
-// business: it goes on to the host's own stack and that device, as without the program.
+// business: it goes on to the host's own stack and that device, as without the program. By the same device
+// go, wrapped as the VXLAN device would wrap them, the frames of containers for members at peers.
 
 #include <linux/bpf.h>
 #include <linux/if_ether.h>
@@ -38,7 +41,7 @@
 // again, ns. What goes there waits in a queue of the VXLAN device (gro_cells), and may not be overtaken.
 #define QUIET 100000000
 
-// PEER: bpf_redirect_peer is there (Linux 5.10). Set before the program is loaded.
+// PEER: bpf_redirect_peer and bpf_redirect_neigh are there (Linux 5.10). Set before the program is loaded.
 volatile const __u8 PEER = 1;
 
 // What a device is.
@@ -93,6 +96,7 @@ struct way {
 	__u32 ifindex;
 	enum how how;
 	__u32 trunk; // LOCAL: the VXLAN device of its network, by which peers reach it
+	__be32 peer; // OUT: the tunnel end of the peer that has the member
 };
 
 // flow is packets that came in by the tunnel and must stay in order: of a peer's, the source port tells
@@ -112,6 +116,23 @@ struct vxlan {
 // What comes before the frame in a tunnel packet that is taken, its own Ethernet header left out: the
 // same number of bytes as before the IPv4 header of the frame, its Ethernet header with it.
 #define WRAPPING (sizeof(struct iphdr) + sizeof(struct udphdr) + sizeof(struct vxlan) + sizeof(struct ethhdr))
+
+// wrapping is what comes before the frame, and the Ethernet header of that.
+struct wrapping {
+	struct iphdr ip;
+	struct udphdr udp;
+	struct vxlan vxlan;
+	struct ethhdr eth;
+};
+
+// From the source ports of these the kernel's VXLAN devices take theirs (ip_local_port_range, as it is if
+// nobody changed it).
+#define SOURCE_MIN 32768
+#define SOURCE_MAX 60999
+
+// Of linux/bpf.h since Linux 6.3.
+#define BPF_FIB_LOOKUP_SKIP_NEIGH (1U << 2)
+#define AF_INET 2
 
 // exit is how a network's containers reach the world.
 struct exit {
@@ -177,7 +198,7 @@ struct {
 	__uint(max_entries, PEERS_MAX);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
 	__type(key, __be32); // who may send tunnel packets
-	__type(value, __u32);
+	__type(value, __u32); // ifindex of the device that theirs come in by
 } meshnet_peers SEC(".maps");
 
 struct {
@@ -294,8 +315,8 @@ static __always_inline int linear(struct __sk_buff *skb, __u32 n)
 	return data + n <= end || (skb->len >= n && !bpf_skb_pull_data(skb, n));
 }
 
-// sound reports whether the checksum of an IPv4 header without options is right.
-static __always_inline int sound(const struct iphdr *ip)
+// sum is the sum of an IPv4 header without options (RFC 1071).
+static __always_inline __u16 sum(const struct iphdr *ip)
 {
 	const __u16 *word = (const void *)ip;
 	__u32 sum = 0;
@@ -303,7 +324,7 @@ static __always_inline int sound(const struct iphdr *ip)
 	for (int i = 0; i < (int)(sizeof(*ip) / sizeof(*word)); i++)
 		sum += word[i];
 	sum = (sum & 0xffff) + (sum >> 16);
-	return sum == 0xffff;
+	return (sum & 0xffff) + (sum >> 16);
 }
 
 // queued reports whether something of a flow may still wait in the queue of the VXLAN device, or notes
@@ -347,7 +368,7 @@ static __always_inline int unwrap(struct __sk_buff *skb, const struct port *unde
 	__u32 congested = ip->tos & 1;
 	// The checksum of the outer UDP is not asked for: it may be zero anyhow, and the container looks at its own.
 	__u32 total = bpf_ntohs(ip->tot_len);
-	if (total != skb->len - sizeof(*eth) || bpf_ntohs(udp->len) != total - sizeof(*ip) || !sound(ip))
+	if (total != skb->len - sizeof(*eth) || bpf_ntohs(udp->len) != total - sizeof(*ip) || sum(ip) != 0xffff)
 		return TC_ACT_UNSPEC;
 
 	if (!linear(skb, sizeof(*eth) + WRAPPING + sizeof(*ip)))
@@ -388,6 +409,59 @@ static __always_inline int unwrap(struct __sk_buff *skb, const struct port *unde
 	return bpf_redirect_peer(v.way.ifindex, 0);
 }
 
+// wrap sends a frame to a peer as a tunnel packet. What it cannot send, it leaves as it is: where the host
+// has no route to the peer by that device, or the packet would be too large there. See vxlan_xmit_one in the
+// kernel's drivers/net/vxlan.
+static __always_inline int wrap(struct __sk_buff *skb, __u32 vni, __be32 peer)
+{
+	__u32 *device = bpf_map_lookup_elem(&meshnet_peers, &peer);
+	if (!device)
+		return TC_ACT_UNSPEC;
+	__u32 card = *device, total = skb->len + WRAPPING - sizeof(struct ethhdr);
+	struct port *under = bpf_map_lookup_elem(&meshnet_ports, &card);
+	if (!under || under->kind != UNDERLAY || total > 0xffff)
+		return TC_ACT_UNSPEC;
+	struct ethhdr *eth = (void *)(long)skb->data;
+	struct iphdr *inner = (void *)(eth + 1);
+	if ((void *)(inner + 1) > (void *)(long)skb->data_end)
+		return TC_ACT_UNSPEC;
+	struct bpf_fib_lookup route = {
+		.family = AF_INET, .l4_protocol = IPPROTO_UDP, .tot_len = skb->gso_size ? 0 : total,
+		.ifindex = card, .ipv4_src = under->ip, .ipv4_dst = peer,
+	};
+	if (bpf_fib_lookup(skb, &route, sizeof(route), BPF_FIB_LOOKUP_OUTPUT | BPF_FIB_LOOKUP_SKIP_NEIGH) || route.ifindex != card)
+		return TC_ACT_UNSPEC;
+	__u32 hash = bpf_get_hash_recalc(skb);
+	hash ^= hash << 16;
+	// Of congestion the packet is told (RFC 6040, section 4.1, compatibility mode left out), but CE itself.
+	__u8 ecn = inner->tos & 3;
+	struct wrapping w = {
+		.ip = {
+			.version = 4, .ihl = 5, .tos = ecn == 3 ? 2 : ecn, .tot_len = bpf_htons(total), .id = bpf_get_prandom_u32(),
+			.ttl = 64, .protocol = IPPROTO_UDP, .saddr = under->ip, .daddr = peer,
+		},
+		.udp = {
+			.source = bpf_htons(SOURCE_MIN + (((__u64)hash * (SOURCE_MAX - SOURCE_MIN)) >> 32)),
+			.dest = under->udp, .len = bpf_htons(total - sizeof(struct iphdr)),
+		},
+		.vxlan = {.flags = bpf_htonl(0x08000000), .vni = bpf_htonl(vni << 8)},
+		.eth = *eth,
+	};
+	w.ip.check = ~sum(&w.ip);
+	// Segments of offload stay as large as they are: the MTU of networks leaves room for what wraps them.
+	if (bpf_skb_adjust_room(skb, WRAPPING, BPF_ADJ_ROOM_MAC,
+				BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_ENCAP_L3_IPV4 | BPF_F_ADJ_ROOM_ENCAP_L4_UDP |
+					BPF_F_ADJ_ROOM_ENCAP_L2_ETH | BPF_F_ADJ_ROOM_ENCAP_L2(sizeof(struct ethhdr))))
+		return TC_ACT_UNSPEC;
+	if (bpf_skb_store_bytes(skb, sizeof(struct ethhdr), &w, WRAPPING, 0))
+		return TC_ACT_SHOT;
+	struct bpf_redir_neigh hop = {.nh_family = AF_INET, .ipv4_nh = route.ipv4_dst};
+	skb->cb[0] = FAST;
+	skb->cb[1] = card;
+	skb->cb[2] = OUT;
+	return bpf_redirect_neigh(card, &hop, sizeof(hop), 0);
+}
+
 SEC("tc")
 int meshnet_fast(struct __sk_buff *skb)
 {
@@ -413,6 +487,11 @@ int meshnet_fast(struct __sk_buff *skb)
 	if (v.why != FAST)
 		v.way.ifindex = p->other;
 	note(in, v.why, len);
+	if (v.why == FAST && v.way.peer && PEER) {
+		int sent = wrap(skb, p->vni, v.way.peer);
+		if (sent != TC_ACT_UNSPEC)
+			return sent;
+	}
 	// For who runs the program without a network, as its tests do.
 	skb->cb[0] = v.why;
 	skb->cb[1] = v.way.ifindex;
@@ -422,4 +501,4 @@ int meshnet_fast(struct __sk_buff *skb)
 	return bpf_redirect(v.way.ifindex, v.way.how == HOST ? BPF_F_INGRESS : 0);
 }
 
-char _license[] SEC("license") = "Apache-2.0";
+char _license[] SEC("license") = "Dual MIT/GPL";

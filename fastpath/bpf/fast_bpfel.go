@@ -103,6 +103,7 @@ type FastWay struct {
 	Ifindex uint32
 	How     uint32
 	Trunk   uint32
+	Peer    uint32
 }
 
 // Names of all BPF objects in the ELF.
