@@ -308,6 +308,14 @@ static __always_inline void note(__u32 ifindex, enum reason why, __u32 len)
 		c->bytes += len;
 }
 
+// tell says what became of a packet to who runs the program without a network, as its tests do.
+static __always_inline void tell(struct __sk_buff *skb, enum reason why, __u32 ifindex, enum how how)
+{
+	skb->cb[0] = why;
+	skb->cb[1] = ifindex;
+	skb->cb[2] = how;
+}
+
 // linear makes the first n bytes of a packet ones that can be read in place; false: it has not as many.
 static __always_inline int linear(struct __sk_buff *skb, __u32 n)
 {
@@ -403,9 +411,7 @@ static __always_inline int unwrap(struct __sk_buff *skb, const struct port *unde
 	if (bpf_skb_store_bytes(skb, 0, v.macs, sizeof(v.macs), 0))
 		return TC_ACT_SHOT;
 	note(v.way.trunk, FAST, skb->len);
-	skb->cb[0] = FAST;
-	skb->cb[1] = v.way.ifindex;
-	skb->cb[2] = LOCAL;
+	tell(skb, FAST, v.way.ifindex, LOCAL);
 	return bpf_redirect_peer(v.way.ifindex, 0);
 }
 
@@ -456,9 +462,7 @@ static __always_inline int wrap(struct __sk_buff *skb, __u32 vni, __be32 peer)
 	if (bpf_skb_store_bytes(skb, sizeof(struct ethhdr), &w, WRAPPING, 0))
 		return TC_ACT_SHOT;
 	struct bpf_redir_neigh hop = {.nh_family = AF_INET, .ipv4_nh = route.ipv4_dst};
-	skb->cb[0] = FAST;
-	skb->cb[1] = card;
-	skb->cb[2] = OUT;
+	tell(skb, FAST, card, OUT);
 	return bpf_redirect_neigh(card, &hop, sizeof(hop), 0);
 }
 
@@ -492,10 +496,7 @@ int meshnet_fast(struct __sk_buff *skb)
 		if (sent != TC_ACT_UNSPEC)
 			return sent;
 	}
-	// For who runs the program without a network, as its tests do.
-	skb->cb[0] = v.why;
-	skb->cb[1] = v.way.ifindex;
-	skb->cb[2] = v.way.how;
+	tell(skb, v.why, v.way.ifindex, v.way.how);
 	if (v.way.how == LOCAL && PEER)
 		return bpf_redirect_peer(v.way.ifindex, 0);
 	return bpf_redirect(v.way.ifindex, v.way.how == HOST ? BPF_F_INGRESS : 0);
