@@ -56,6 +56,10 @@ const (
 // meanwhile that it has the same; and, then too, with any.
 var soonDelays = [...]time.Duration{20 * time.Millisecond, 60 * time.Millisecond, 140 * time.Millisecond}
 
+// soonSpread is up to how much later a member compares, by its id, so that not all are busy at once when
+// the next news comes.
+const soonSpread = 5 * time.Millisecond
+
 // Event is something that happened.
 type Event interface{ event() }
 
@@ -142,7 +146,6 @@ type Machine struct {
 	greet map[state.NodeID]greeting
 
 	soon     [len(soonDelays)]time.Duration // when to compare after news; 0: not planned
-	vouched  bool                           // the member before has shown that it has the news
 	idle     time.Duration                  // when to compare in any case
 	gap      time.Duration                  // when to pull what gaps lack; 0: no gap
 	gapDelay time.Duration
@@ -413,11 +416,10 @@ func (m *Machine) tick() {
 
 // compareSoon does one of the comparisons after news.
 func (m *Machine) compareSoon(round int) {
-	switch {
-	case round == 0:
+	switch round {
+	case 0:
 		m.sendDigest(m.neighbour(1), 0)
-	case m.vouched:
-	case round == 1:
+	case 1:
 		m.sendDigest(m.neighbour(-1), 0)
 	default:
 		m.sendDigest(m.anyMember(), 0)
@@ -460,12 +462,15 @@ func (m *Machine) pullGaps() {
 	m.gap = m.now + m.gapDelay
 }
 
+// vouched drops the comparisons after the first: the member before has shown that it has the same.
+func (m *Machine) vouched() { clear(m.soon[1:]) }
+
 // planSoon compares documents shortly after news. What is planned already serves this news too.
 func (m *Machine) planSoon() {
-	m.vouched = false
+	spread := time.Duration(mix(uint64(m.self)) % uint64(soonSpread))
 	for i, d := range soonDelays {
 		if m.soon[i] == 0 {
-			m.soon[i] = m.now + d
+			m.soon[i] = m.now + d + spread
 		}
 	}
 }

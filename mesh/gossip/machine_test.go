@@ -437,8 +437,8 @@ func (w *world) settle() {
 	w.packets, w.bytes, w.streams = 0, 0, 0
 }
 
-// TestOneDigestAfterNews: news that came everywhere costs each member one digest, since the member
-// before it on the ring has vouched by then.
+// TestOneDigestAfterNews: news that came everywhere costs each member one digest and wakes it once to
+// send it, since the member before it on the ring has vouched by then.
 func TestOneDigestAfterNews(t *testing.T) {
 	w := newWorld(t, 20, 3)
 	w.settle()
@@ -447,6 +447,20 @@ func TestOneDigestAfterNews(t *testing.T) {
 	}
 	before := w.digests()
 	w.create(7, 77)
+	w.run(10 * time.Millisecond)
+	planned := map[time.Duration]bool{}
+	for _, n := range w.nodes {
+		planned[n.m.soon[0]] = true
+	}
+	if len(planned) < len(w.nodes)/2 {
+		t.Errorf("%d members compare at %d times", len(w.nodes), len(planned))
+	}
+	w.run(soonDelays[0] + soonSpread)
+	for _, n := range w.nodes {
+		if at := n.m.Next(); at != n.m.idle {
+			t.Errorf("%s wants a tick in %s", n.id, at-w.now)
+		}
+	}
 	w.run(time.Second)
 	if got := w.digests() - before; got != 20 {
 		t.Errorf("%d digests of 20 members", got)

@@ -79,7 +79,9 @@ func (m *Machine) onDigest(from state.NodeID, b []byte) error {
 	}
 	if d.digest == m.doc.Digest() {
 		delete(m.greet, from)
-		m.vouched = m.vouched || len(m.members) > 0 && from == m.neighbour(-1)
+		if len(m.members) > 0 && from == m.neighbour(-1) {
+			m.vouched()
+		}
 		m.acts = append(m.acts, Agreed{from})
 		if d.flags&flagReply != 0 {
 			m.sendDigest(from, 0)
