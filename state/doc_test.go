@@ -232,6 +232,11 @@ func TestUntouched(t *testing.T) {
 	if n, _ := w.ByName("web"); n == web || n.Len() != 1 || web.Len() != 0 {
 		t.Error("web was not built again, or the old one changed")
 	}
+	web, _ = w.ByName("web")
+	must(t, d, PutEndpoint{Endpoint: Endpoint{ID: 7, Network: web.ID, Container: "c1", Addr: addr("10.2.0.5"), Down: true}})
+	if n, _ := d.View().ByName("web"); n == web || len(n.Members()) != 1 || &n.Members()[0] != &web.Members()[0] {
+		t.Error("the members were listed again, or web was not built again")
+	}
 	must(t, d, CreateNetwork{Def: Definition{Name: "x", Subnet: prefix("10.4.0.0/16")}})
 	if n, _ := d.View().ByName("db"); n != db {
 		t.Error("db was built again for another network")

@@ -146,30 +146,44 @@ func (m *model) setEndpoint(n NodeID, key string, op crdt.Op, ok bool) {
 	}
 	at := endpointAt{id, n}
 	was := m.endpoints[at]
+	var now *Endpoint
+	if e, err := decodeEndpoint(op.Value); m.read(ok, err) {
+		e.ID, e.Node = id, n
+		now = &e
+	}
 	index, indexed := m.dirtyEndpoints[at]
-	m.dirtyEndpoints[at] = index.noted(indexed, was, nil)
-	if was != nil {
+	m.dirtyEndpoints[at] = index.noted(indexed, was, now)
+	if was != nil && (now == nil || now.Network != was.Network) {
 		net := m.net(was.Network)
 		c, again := net.claims[at]
 		net.claims[at] = c.noted(again, was, nil)
-		if net.members[n]--; net.members[n] == 0 {
-			delete(net.members, n)
-			net.joined = true
-		}
-		delete(m.endpoints, at)
+		net.leave(n)
+		was = nil
 	}
-	e, err := decodeEndpoint(op.Value)
-	if !m.read(ok, err) {
+	if now == nil {
+		delete(m.endpoints, at)
 		return
 	}
-	e.ID, e.Node = id, n
-	m.endpoints[at] = &e
-	m.dirtyEndpoints[at] = index.noted(indexed, was, &e)
-	net := m.net(e.Network)
+	m.endpoints[at] = now
+	net := m.net(now.Network)
 	c, again := net.claims[at]
-	net.claims[at] = c.noted(again, nil, &e)
-	if net.members[n]++; net.members[n] == 1 {
-		net.joined = true
+	net.claims[at] = c.noted(again, was, now)
+	if was == nil {
+		net.join(n)
+	}
+}
+
+// join counts an endpoint of a node more, leave one less.
+func (n *netModel) join(node NodeID) {
+	if n.members[node]++; n.members[node] == 1 {
+		n.joined = true
+	}
+}
+
+func (n *netModel) leave(node NodeID) {
+	if n.members[node]--; n.members[node] == 0 {
+		delete(n.members, node)
+		n.joined = true
 	}
 }
 
