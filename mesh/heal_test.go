@@ -1,6 +1,8 @@
 package mesh
 
 import (
+	"bytes"
+	"cmp"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -231,6 +233,7 @@ func TestRememberedAreTried(t *testing.T) {
 			self: candidate{1, netip.AddrPortFrom(addr(0), 1)}, port: 1, remembered: []netip.AddrPort{known},
 			log:      slog.New(slog.NewTextHandler(io.Discard, nil)),
 			nodes:    func() map[state.NodeID]netip.AddrPort { return nil },
+			renamed:  func() bool { return false },
 			remember: func(ps []netip.AddrPort) error { kept = ps; return nil },
 			alive: func() map[state.NodeID]netip.AddrPort {
 				mu.Lock()
@@ -256,6 +259,46 @@ func TestRememberedAreTried(t *testing.T) {
 	})
 }
 
+// TestRejoinIdle: while nothing happens nobody is looked for, and a node that the state names from some
+// moment on is tried soon after.
+func TestRejoinIdle(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const named = time.Hour
+		began, looks, tried := time.Now(), 0, time.Duration(0)
+		late := func() bool { return time.Since(began) >= named }
+		told := false
+		r := &rejoin{
+			self: candidate{1, netip.AddrPortFrom(addr(0), 1)}, seeds: []string{addr(2).String()}, port: 1,
+			log: slog.New(slog.NewTextHandler(io.Discard, nil)),
+			nodes: func() map[state.NodeID]netip.AddrPort {
+				looks++
+				if !late() {
+					return nil
+				}
+				return map[state.NodeID]netip.AddrPort{4: netip.AddrPortFrom(addr(3), 1)}
+			},
+			renamed: func() bool { was := told; told = late(); return told != was },
+			alive: func() map[state.NodeID]netip.AddrPort {
+				return map[state.NodeID]netip.AddrPort{3: netip.AddrPortFrom(addr(2), 1)}
+			},
+			remember: func([]netip.AddrPort) error { return nil },
+			join:     func(string) error { tried = cmp.Or(tried, time.Since(began)); return nil },
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), named-time.Minute)
+		defer cancel()
+		r.run(ctx)
+		if looks > 2 {
+			t.Errorf("%d looks while nothing happened", looks)
+		}
+		ctx, cancel = context.WithTimeout(t.Context(), 2*time.Minute)
+		defer cancel()
+		r.run(ctx)
+		if tried < named || tried > named+rejoinLookIdle+2*rejoinWaitMin {
+			t.Errorf("tried after %s, want it soon after %s", tried, named)
+		}
+	})
+}
+
 // TestRejoinTries: an address that answers nothing is tried after about 1, 2, 4, 8, 10, 10 … s for
 // ever, each by at most one goroutine, and none is tried that is there.
 func TestRejoinTries(t *testing.T) {
@@ -265,7 +308,7 @@ func TestRejoinTries(t *testing.T) {
 		r := &rejoin{
 			self: candidate{1, netip.AddrPortFrom(addr(0), 1)}, seeds: []string{addr(1).String(), addr(2).String()}, port: 1,
 			log:   slog.New(slog.NewTextHandler(io.Discard, nil)),
-			nodes: func() map[state.NodeID]netip.AddrPort { return nil },
+			nodes: func() map[state.NodeID]netip.AddrPort { return nil }, renamed: func() bool { return false },
 			alive: func() map[state.NodeID]netip.AddrPort {
 				return map[state.NodeID]netip.AddrPort{3: netip.AddrPortFrom(addr(2), 1)}
 			},
@@ -367,7 +410,7 @@ func TestUserMessage(t *testing.T) {
 	to.Addr = net.IPv4(127, 77, 0, 3)
 	must(t, list.SendBestEffort(to, []byte("hello")))
 	packet := (<-other.PacketCh()).Buf
-	must(t, taker.sendUser(netip.MustParseAddrPort("127.77.0.3:17946"), []byte("hello")))
+	taker.sendUser([]userPacket{{netip.MustParseAddrPort("127.77.0.3:17946"), []byte("hello")}})
 	if ours := (<-other.PacketCh()).Buf; !slices.Equal(ours, packet) {
 		t.Errorf("memberlist sends %q, this %q", packet, ours)
 	}
@@ -385,6 +428,49 @@ func TestUserMessage(t *testing.T) {
 		if b, ok := userMessage(bad, label); ok {
 			t.Errorf("changed at %d: %q", i, b)
 		}
+	}
+}
+
+// TestSendUser: of messages that are sent at once each gets where it is to, whatever becomes of another.
+func TestSendUser(t *testing.T) {
+	quiet := slog.New(slog.NewTextHandler(io.Discard, nil))
+	var ss [3]*sockets
+	got := make(chan string, 8)
+	for i := range ss {
+		s, err := listen(t.Context(), netip.MustParseAddrPort(fmt.Sprintf("127.77.0.%d:17946", i+1)), quiet)
+		must(t, err)
+		s.start("one", func(b []byte) { got <- fmt.Sprint(i, " ", string(b)) })
+		ss[i] = s
+	}
+	at := func(i int) netip.AddrPort {
+		return netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 77, 0, byte(i + 1)}), 17946)
+	}
+	same, long := []byte("same"), bytes.Repeat([]byte("x"), packetMax)
+	for _, ps := range [][]userPacket{
+		{{at(1), same}, {netip.AddrPortFrom(at(1).Addr(), 0), same}, {at(2), same}, {at(2), long}, {at(1), []byte("last")}},
+		{{at(1), same}},
+		{{netip.MustParseAddrPort("[::1]:1"), same}},
+	} {
+		ss[0].sendUser(ps)
+	}
+	want := []string{"1 last", "1 same", "1 same", "2 " + string(long), "2 same"}
+	var have []string
+	for range want {
+		have = append(have, <-got)
+	}
+	slices.Sort(have)
+	slices.Sort(want)
+	if !slices.Equal(have, want) {
+		t.Errorf("got %.20q, want %.20q", have, want)
+	}
+	if n := ss[0].count.packetsOut.Load(); n != 5 {
+		t.Errorf("%d packets counted", n)
+	}
+	for _, s := range ss {
+		must(t, s.Shutdown())
+	}
+	if len(got) > 0 {
+		t.Errorf("one more: %.20q", <-got)
 	}
 }
 

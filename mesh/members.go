@@ -133,9 +133,11 @@ func (m *members) open(ctx context.Context, c *Config) error {
 
 // close leaves the mesh on purpose, so that others need not find out.
 func (m *members) close() {
+	var byes []outgoing
 	for _, p := range m.alive() {
-		m.packet(p, frame(chanBye, m.self, []byte(m.as)))
+		byes = append(byes, outgoing{p, frame(chanBye, m.self, []byte(m.as))})
 	}
+	m.packets(byes)
 	if err := m.list.Leave(leaveMax); err != nil {
 		m.log.Debug("nobody heard that this node leaves", "err", err)
 	}
@@ -170,38 +172,41 @@ func (m *members) all() map[state.NodeID]member {
 }
 
 // targets returns where to send to a member: to all of its lives that answer, as it is not known at once
-// which of them is dead.
-func (m *members) targets(id state.NodeID) (to []member) {
+// which of them is dead. Of them only id, node and addr may be read without the lock; they never change.
+func (m *members) targets(id state.NodeID) (to []*member) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	p, ok := m.known[id]
 	if !ok || p.state != state.Alive {
 		return nil
 	}
-	to = append(to, *p)
+	to = append(to, p)
 	if len(m.lives) == len(m.known) {
 		return to
 	}
 	for _, q := range m.lives {
 		if q.id == id && q != p && q.state == state.Alive {
-			to = append(to, *q)
+			to = append(to, q)
 		}
 	}
 	return to
 }
 
-// packet sends a message that may get lost.
-func (m *members) packet(to state.NodeID, b []byte) {
-	for _, n := range m.targets(to) {
-		var err error
-		if m.sockets != nil && m.sockets.plain() {
-			err = m.sockets.sendUser(n.addr, b)
-		} else {
-			err = m.list.SendBestEffort(&n.node, b)
+// packets sends messages that may get lost.
+func (m *members) packets(ms []outgoing) {
+	plain := m.sockets != nil && m.sockets.plain()
+	var out []userPacket
+	for _, o := range ms {
+		for _, n := range m.targets(o.to) {
+			if plain {
+				out = append(out, userPacket{n.addr, o.body})
+			} else if err := m.list.SendBestEffort(&n.node, o.body); err != nil {
+				m.log.Debug("packet not sent", "peer", o.to, "err", err)
+			}
 		}
-		if err != nil {
-			m.log.Debug("packet not sent", "peer", to, "err", err)
-		}
+	}
+	if len(out) > 0 {
+		m.sockets.sendUser(out)
 	}
 }
 
@@ -345,6 +350,7 @@ func (m *members) NotifyLeave(n *memberlist.Node) {
 	}
 	if m.known[p.id] != p {
 		delete(m.lives, n.Name)
+		m.changes()
 	}
 }
 

@@ -456,8 +456,8 @@ func (n *Node) look() {
 	n.stale, n.unseen = false, true
 	was := n.view.Nodes()
 	n.view = n.doc.View()
-	if now := n.view.Nodes(); len(now) != len(was) || len(now) > 0 && &now[0] != &was[0] {
-		n.nameSame() // a view whose nodes are the same has the slice of the one before
+	if !sameNodes(was, n.view.Nodes()) {
+		n.nameSame()
 	}
 	if !n.mine {
 		n.publish() // all it shows of this node's is logged; what others said comes again
@@ -543,21 +543,17 @@ func (n *Node) flush() {
 	}
 	n.heard = nil
 	n.write()
+	large := func(m outgoing) bool { return len(m.body) > packetMax }
 	for _, m := range n.outbox {
-		n.dispatch(m)
+		if !large(m) {
+			continue
+		}
+		for _, to := range n.members.targets(m.to) {
+			n.streams.add(to.node, m.body)
+		}
 	}
+	n.members.packets(slices.DeleteFunc(n.outbox, large))
 	n.outbox = nil
-}
-
-// dispatch sends a message now.
-func (n *Node) dispatch(m outgoing) {
-	if len(m.body) <= packetMax {
-		n.members.packet(m.to, m.body)
-		return
-	}
-	for _, to := range n.members.targets(m.to) {
-		n.streams.add(to.node, m.body)
-	}
 }
 
 // publish shows what changed.
@@ -612,7 +608,7 @@ func (n *Node) rejoin(found <-chan candidate) *rejoin {
 		remember:   func(peers []netip.AddrPort) error { return storePeers(n.c.StateDir, peers) },
 		self:       candidate{n.self, netip.AddrPortFrom(n.c.Addr, n.c.Port)},
 		seeds:      n.c.Join, port: n.c.Port, log: n.c.Log, found: found,
-		nodes: n.lost,
+		nodes: n.lost, renamed: n.renamed(),
 		alive: n.there, moved: n.members.moved,
 		join: func(addr string) error {
 			if _, err := n.members.list.Join([]string{addr}); err != nil {
@@ -647,6 +643,21 @@ func (n *Node) lost() map[state.NodeID]netip.AddrPort {
 	}
 	return nodes
 }
+
+// renamed returns a function that reports whether [Node.lost] has others from the state than when it
+// was called last.
+func (n *Node) renamed() func() bool {
+	var was []*state.Node
+	return func() bool {
+		now := n.View().Nodes()
+		same := sameNodes(was, now)
+		was = now
+		return !same
+	}
+}
+
+// sameNodes reports whether two views have the same nodes: the later one has the slice of the other then.
+func sameNodes(a, b []*state.Node) bool { return len(a) == len(b) && (len(a) == 0 || &a[0] == &b[0]) }
 
 // there returns where the members are that are alive.
 func (n *Node) there() map[state.NodeID]netip.AddrPort {

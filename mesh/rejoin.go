@@ -43,11 +43,13 @@ type rejoin struct {
 	seeds []string // host or host:port
 	port  uint16   // of seeds without one
 	log   *slog.Logger
-	// nodes returns those that the state names, by id; alive those that need no try.
-	nodes func() map[state.NodeID]netip.AddrPort
-	alive func() map[state.NodeID]netip.AddrPort
-	join  func(addr string) error
-	found <-chan candidate
+	// nodes returns those that the state names, by id; alive those that need no try. renamed reports
+	// whether the state names others than when it was called last.
+	nodes   func() map[state.NodeID]netip.AddrPort
+	renamed func() bool
+	alive   func() map[state.NodeID]netip.AddrPort
+	join    func(addr string) error
+	found   <-chan candidate
 	// remembered is where members were; remember writes it to disk.
 	remembered []netip.AddrPort
 	remember   func([]netip.AddrPort) error
@@ -60,6 +62,7 @@ type rejoin struct {
 	tries   map[string]*attempt
 	links   map[state.NodeID]netip.AddrPort // what was found
 	written time.Time                       // when remembered was
+	news    bool                            // something happened since the last look
 }
 
 // attempt is the state of one address that is tried.
@@ -81,17 +84,22 @@ func (r *rejoin) run(ctx context.Context) {
 	defer look.Stop()
 	var next time.Time // when look fires
 	in := func(d time.Duration) { next = time.Now().Add(d); look.Reset(d) }
+	r.news = true
 	for {
 		select {
 		case <-look.C:
-			r.look(ctx)
-			r.keep()
+			if r.renamed() || r.news || r.due() { // to look takes as long as there are members
+				r.news = false
+				r.look(ctx)
+				r.keep()
+			}
 			if len(r.tries) > 0 || len(r.links) > 0 {
 				in(rejoinLook)
 			} else {
 				in(rejoinLookIdle)
 			}
 		case <-r.moved: // and may again in this moment
+			r.news = true
 			if time.Until(next) > rejoinLook {
 				in(rejoinLook)
 			}
@@ -99,8 +107,10 @@ func (r *rejoin) run(ctx context.Context) {
 			if len(r.links) < foundMax {
 				r.links[c.id] = c.addr
 			}
+			r.news = true
 			in(0)
 		case target := <-r.ended:
+			r.news = true
 			in(0)
 			if a := r.tries[target]; a != nil {
 				a.running = false
@@ -111,6 +121,17 @@ func (r *rejoin) run(ctx context.Context) {
 			return
 		}
 	}
+}
+
+// due reports whether a try is.
+func (r *rejoin) due() bool {
+	now := time.Now()
+	for _, a := range r.tries {
+		if !a.running && !now.Before(a.next) {
+			return true
+		}
+	}
+	return false
 }
 
 // look starts the tries that are due.
@@ -189,11 +210,16 @@ func (r *rejoin) look(ctx context.Context) {
 func (r *rejoin) keep() {
 	alive := slices.SortedFunc(maps.Values(r.alive()), netip.AddrPort.Compare)
 	alive = alive[:min(len(alive), rememberMax)]
-	if len(alive) == 0 || slices.Equal(alive, r.remembered) || time.Since(r.written) < rememberPause {
+	if len(alive) == 0 || slices.Equal(alive, r.remembered) {
+		return
+	}
+	if time.Since(r.written) < rememberPause {
+		r.news = true // later, then
 		return
 	}
 	r.written = time.Now()
 	if err := r.remember(alive); err != nil {
+		r.news = true
 		r.log.Warn("peers are not remembered on disk; the next start relies on its log, seeds and mDNS", "err", err)
 		return
 	}

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/hashicorp/memberlist"
+	"golang.org/x/net/ipv4"
 )
 
 const (
@@ -49,8 +50,11 @@ type sockets struct {
 	// they are read. nil: all goes through memberlist.
 	label  []byte
 	direct func([]byte)
-	out    []byte // the packet that was sent last
-	outMu  sync.Mutex
+	// What is sent at once, kept for the next time.
+	outMu sync.Mutex
+	batch *ipv4.PacketConn
+	msgs  []ipv4.Message
+	out   []byte
 }
 
 // traffic counts what passed the sockets, with what memberlist put around it.
@@ -73,7 +77,7 @@ func listen(ctx context.Context, at netip.AddrPort, log *slog.Logger) (*sockets,
 	for size := socketBuf; size > 0 && udp.SetReadBuffer(size) != nil; size /= 2 {
 	}
 	s := &sockets{
-		ctx: ctx, udp: udp, tcp: tcp, log: log,
+		ctx: ctx, udp: udp, tcp: tcp, log: log, batch: ipv4.NewPacketConn(udp),
 		packets: make(chan *memberlist.Packet, packetsWaiting),
 		streams: make(chan net.Conn, streamsOpen),
 		done:    make(chan struct{}),
@@ -111,17 +115,68 @@ func userMessage(packet, label []byte) ([]byte, bool) {
 // plain reports whether user messages are sent and taken as they are, past memberlist.
 func (s *sockets) plain() bool { return s.direct != nil }
 
-// sendUser sends a user message as memberlist would, and does not keep it: memberlist makes three
-// copies of each and parses the address anew.
-func (s *sockets) sendUser(to netip.AddrPort, body []byte) error {
+// userPacket is a user message on its way.
+type userPacket struct {
+	to   netip.AddrPort
+	body []byte
+}
+
+// sendUser sends user messages framed as memberlist would, all in one system call, and keeps none of
+// them: memberlist makes three copies of each and parses the address anew.
+func (s *sockets) sendUser(ps []userPacket) {
 	s.outMu.Lock()
 	defer s.outMu.Unlock()
-	b := append(append(s.out[:0], s.label...), crcMsg, 0, 0, 0, 0, userMsg)
-	b = append(b, body...)
-	binary.BigEndian.PutUint32(b[len(s.label)+1:], crc32.ChecksumIEEE(b[len(s.label)+5:]))
-	s.out = b
-	return s.send(b, to)
+	s.out = s.out[:0]
+	var framed []byte
+	for i, p := range ps {
+		if i == 0 || !sameSlice(p.body, ps[i-1].body) { // news is the same for all
+			framed = s.frame(p.body)
+		}
+		s.put(i, p.to, framed)
+	}
+	for at := 0; at < len(ps); {
+		n, err := s.batch.WriteBatch(s.msgs[at:len(ps)], 0) // an error is the first one's
+		if err != nil {
+			s.log.Debug("packet not sent", "addr", ps[at].to, "err", err)
+			at++
+			continue
+		}
+		for _, m := range s.msgs[at : at+n] {
+			s.count.packetsOut.Add(1)
+			s.count.bytesOut.Add(uint64(m.N))
+		}
+		at += n
+	}
 }
+
+// frame appends a framed message to out and returns it.
+func (s *sockets) frame(body []byte) []byte {
+	from := len(s.out)
+	s.out = append(append(s.out, s.label...), crcMsg, 0, 0, 0, 0, userMsg)
+	s.out = append(s.out, body...)
+	b := s.out[from:]
+	binary.BigEndian.PutUint32(b[len(s.label)+1:], crc32.ChecksumIEEE(b[len(s.label)+5:]))
+	return b
+}
+
+// put makes the message at a place of msgs.
+func (s *sockets) put(i int, to netip.AddrPort, b []byte) {
+	if i == len(s.msgs) {
+		s.msgs = append(s.msgs, ipv4.Message{Buffers: make([][]byte, 1), Addr: new(net.UDPAddr)})
+	}
+	s.msgs[i].Buffers[0] = b
+	addr := s.msgs[i].Addr.(*net.UDPAddr)
+	if ip := to.Addr(); ip.Is4() {
+		b := ip.As4()
+		addr.IP = append(addr.IP[:0], b[:]...)
+	} else {
+		b := ip.As16()
+		addr.IP = append(addr.IP[:0], b[:]...)
+	}
+	addr.Port, addr.Zone = int(to.Port()), to.Addr().Zone()
+}
+
+func sameSlice(a, b []byte) bool { return len(a) == len(b) && len(a) > 0 && &a[0] == &b[0] }
 
 // read hands on packets until the socket is closed.
 func (s *sockets) read() {
