@@ -3,7 +3,6 @@ package testlab
 import (
 	"bytes"
 	"encoding/json"
-	"fmt"
 	"regexp"
 	"slices"
 	"strconv"
@@ -30,12 +29,7 @@ type fastStatus struct {
 func TestFastPath(t *testing.T) {
 	l := threeHosts(t)
 	l.withRouter()
-	l.meshnet(1, "network", "create", "inner", "10.3.0.0/16", "--internal")
-	for h := 1; h <= 3; h++ {
-		c := fmt.Sprint("i", h)
-		l.run("container", fmt.Sprint(h), c)
-		l.attach(h, c, "inner")
-	}
+	l.withInner()
 	t.Run("counted", func(t *testing.T) { l.on(t).counted() })
 	t.Run("underlay", func(t *testing.T) { l.on(t).underlay() })
 	t.Run("steady", func(t *testing.T) { l.on(t).steady() })
@@ -45,14 +39,11 @@ func TestFastPath(t *testing.T) {
 		l.eventually("nothing is left of the fast path", 5*time.Second, func() bool { return l.nothingOfFast(h) == "" })
 	}
 	t.Run("off", func(t *testing.T) {
-		for _, scenario := range []struct {
-			name string
-			want func(*lab)
-		}{
-			{"matrix", (*lab).reach}, {"spoofed", (*lab).spoofed}, {"multicast", (*lab).multicast}, {"gateway", (*lab).gateway},
-			{"published", (*lab).published},
-		} {
-			t.Run(scenario.name, func(t *testing.T) { scenario.want(l.on(t)) })
+		for _, s := range scenarios() {
+			t.Run(s.name, func(t *testing.T) { s.run(l.on(t)) })
+		}
+		for h := 1; h <= 3; h++ {
+			l.on(t).fast(h, false, "--fastpath off")
 		}
 	})
 	l.meshnet(1, "down", "--purge")
