@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"os"
 	"os/exec"
 	"regexp"
 	"slices"
@@ -43,7 +44,7 @@ func (l *lab) daemonEnds(ends ...string) {
 	}{
 		{"stopped", func() { l.meshnet(1, "down") }, []string{"start", "1"}},
 		{"killed", func() { l.run("kill", "1") }, []string{"start", "1"}},
-		{"replaced", func() { l.run("kill", "1") }, []string{"exec", "1", next, "up", "-d"}},
+		{"replaced", func() { l.run("kill", "1") }, append([]string{"exec", "1", next, "up", "-d"}, l.upFlags()...)},
 	} {
 		if !slices.Contains(ends, c.what) {
 			continue
@@ -81,6 +82,16 @@ func (l *lab) daemonEnds(ends ...string) {
 	watched.loud()
 	l.meshnet(1, "detach", "late")
 	l.run("rmcontainer", "1", "late")
+}
+
+// upFlags returns the flags that the lab starts daemons with.
+func (l *lab) upFlags() []string {
+	l.t.Helper()
+	b, err := os.ReadFile("/tmp/meshnet-" + l.name + "/upflags")
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	return strings.Fields(string(b))
 }
 
 // switched returns the flows of host 1 without what they counted, and its ports with their numbers.

@@ -3,6 +3,7 @@ package testlab
 import (
 	"bytes"
 	"encoding/json"
+	"os"
 	"regexp"
 	"slices"
 	"strconv"
@@ -33,8 +34,12 @@ func TestFastPath(t *testing.T) {
 	t.Run("counted", func(t *testing.T) { l.on(t).counted() })
 	t.Run("underlay", func(t *testing.T) { l.on(t).underlay() })
 	t.Run("steady", func(t *testing.T) { l.on(t).steady() })
+	off := append(l.upFlags(), "--fastpath", "off")
+	if err := os.WriteFile("/tmp/meshnet-"+l.name+"/upflags", []byte(strings.Join(off, "\n")+"\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
 	for h := 1; h <= 3; h++ {
-		l.again(h, "--fastpath", "off")
+		l.again(h, off...)
 		l.fast(h, false, "--fastpath off")
 		l.eventually("nothing is left of the fast path", 5*time.Second, func() bool { return l.nothingOfFast(h) == "" })
 	}
