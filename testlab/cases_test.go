@@ -69,8 +69,11 @@ func (l *lab) local(args ...string) {
 
 // file is where a host keeps something on this machine.
 func (l *lab) file(host int, name string) string {
-	return filepath.Join("/tmp/meshnet-"+l.name, fmt.Sprint("h", host), name)
+	return filepath.Join(l.dir(), fmt.Sprint("h", host), name)
 }
+
+// dir is where a lab keeps what it has.
+func (l *lab) dir() string { return "/tmp/meshnet-" + l.name }
 
 // nodeCase is one thing that happens to a node while host 1 pings a container.
 type nodeCase struct {

@@ -35,7 +35,7 @@ func (l *lab) daemonEnds(ends ...string) {
 	for _, p := range pings {
 		l.eventually("pings", 10*time.Second, func() bool { return strings.Contains(p.String(), "icmp_seq=") })
 	}
-	next := "/tmp/meshnet-" + l.name + "/next/meshnet"
+	next := l.dir() + "/next/meshnet"
 	l.run("exec", "1", "bash", "-c", "mkdir -p ${0%/*} && cp $(command -v meshnet) $0", next)
 	for _, c := range []struct {
 		what  string
@@ -87,7 +87,7 @@ func (l *lab) daemonEnds(ends ...string) {
 // upFlags returns the flags that the lab starts daemons with.
 func (l *lab) upFlags() []string {
 	l.t.Helper()
-	b, err := os.ReadFile("/tmp/meshnet-" + l.name + "/upflags")
+	b, err := os.ReadFile(l.dir() + "/upflags")
 	if err != nil {
 		l.t.Fatal(err)
 	}

@@ -362,7 +362,7 @@ func TestPodman(t *testing.T) {
 	if s := l.say(1, "meshnet", "attach", "p1", "web"); s.code != 1 || !strings.Contains(s.err, "systemctl enable --now podman.socket") {
 		t.Errorf("while Podman's service does not run: %+v", s)
 	}
-	dir := "/tmp/meshnet-" + l.name + "/podman"
+	dir := l.dir() + "/podman"
 	flags := []string{"podman", "--root", dir + "/root", "--runroot", "/run/containers", "--tmpdir", "/run/libpod", "--runtime", "runc",
 		"--cgroup-manager", "cgroupfs", "--events-backend", "file", "--storage-driver", "vfs"}
 	podman := func(args ...string) string {

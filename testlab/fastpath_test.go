@@ -35,7 +35,7 @@ func TestFastPath(t *testing.T) {
 	t.Run("underlay", func(t *testing.T) { l.on(t).underlay() })
 	t.Run("steady", func(t *testing.T) { l.on(t).steady() })
 	off := append(l.upFlags(), "--fastpath", "off")
-	if err := os.WriteFile("/tmp/meshnet-"+l.name+"/upflags", []byte(strings.Join(off, "\n")+"\n"), 0o600); err != nil {
+	if err := os.WriteFile(l.dir()+"/upflags", []byte(strings.Join(off, "\n")+"\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	for h := 1; h <= 3; h++ {

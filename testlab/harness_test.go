@@ -83,7 +83,7 @@ func (l *lab) direct(args []string) *exec.Cmd {
 	if len(args) < 3 || args[0] != "exec" && args[0] != "in" {
 		return nil
 	}
-	dir := "/tmp/meshnet-" + l.name
+	dir := l.dir()
 	text, err := os.ReadFile(filepath.Join(dir, "h"+args[1], "init"))
 	if err != nil {
 		return nil
@@ -192,7 +192,7 @@ func (l *lab) part(host int, container, part string, args ...string) *exec.Cmd {
 // nothingLeft fails the test if a namespace, process, link or file of the lab is still there.
 func (l *lab) nothingLeft() {
 	l.t.Helper()
-	if _, err := os.Stat("/tmp/meshnet-" + l.name); err == nil {
+	if _, err := os.Stat(l.dir()); err == nil {
 		l.t.Errorf("/tmp/meshnet-%s is still there", l.name)
 	}
 	out, err := exec.Command("ip", "netns", "list").Output()
@@ -210,7 +210,7 @@ func (l *lab) nothingLeft() {
 		}
 	}
 	mounts, err := os.ReadFile("/proc/self/mountinfo")
-	if err != nil || strings.Contains(string(mounts), "/tmp/meshnet-"+l.name) {
+	if err != nil || strings.Contains(string(mounts), l.dir()) {
 		l.t.Errorf("mounts left (%v)", err)
 	}
 	left, err := filepath.Glob("/sys/fs/cgroup/*/mn-" + l.name + "*")

@@ -477,8 +477,8 @@ func (w *world) digests() (n uint64) {
 	return n
 }
 
-// TestRingFindsTheLoser: who lost the push gets it from the member before, 20 ms later; where that
-// one is silent, from the member after, 60 ms later.
+// TestRingFindsTheLoser: who lost the push gets it from the member before, some 20 ms later; where that
+// one is silent, from the member after, some 60 ms later.
 func TestRingFindsTheLoser(t *testing.T) {
 	for _, silent := range []bool{false, true} {
 		w := newWorld(t, 20, 11)
