@@ -62,6 +62,14 @@ type Switch interface {
 	Found(context.Context) (plan.Found, error)
 }
 
+// FastPath is the applier of what passes the switch by. Implemented by fastpath.Path and by a model.
+type FastPath interface {
+	Applier
+	// Yield makes devices ready to be ports of the switch, before a plan without a fast path is applied
+	// to it. Until the fast path goes, it goes on.
+	Yield(context.Context) error
+}
+
 // Sandboxes finds the network namespaces of containers.
 type Sandboxes interface {
 	// Resolve turns what a person typed into a container's name and where its namespace comes from.
@@ -89,9 +97,9 @@ type Sandboxes interface {
 // Config is what an agent works with. All interfaces are required.
 type Config struct {
 	Mesh      Mesh
-	Links     Applier // veths, VXLAN devices, firewall; applied first
-	Switch    Switch  // bridge, ports, flows
-	Fast      Applier // what passes the switch by, with the twins that are its ports then
+	Links     Applier  // veths, VXLAN devices, firewall; applied first
+	Switch    Switch   // bridge, ports, flows
+	Fast      FastPath // what passes the switch by, with the twins that are its ports then
 	Sandboxes Sandboxes
 	// Paths returns what probes through the tunnels say, for people; nil: there are none.
 	Paths func() map[state.NodeID]state.Path

@@ -347,6 +347,8 @@ func (l *loop) apply(ctx context.Context, view *state.View) (faults []string) {
 	if l.host.FastPath { // its twins are the switch's ports
 		fastSteps, err := l.fast(ctx)
 		steps, faults = append(steps, fastSteps...), append(faults, err...)
+	} else if err := c.Fast.Yield(ctx); err != nil {
+		c.Log.Warn("packets may be lost while the fast path goes", "err", err)
 	}
 	switchSteps, bridge, switchErr := c.Switch.Apply(ctx, l.host)
 	if switchErr != nil {

@@ -337,6 +337,7 @@ type applier struct {
 	note    func() // called by each Apply
 	host    *plan.Host
 	applies int
+	yield   func() // called by each Yield
 	began   []time.Time
 	fail    error
 	gone    map[state.EndpointID]bool
@@ -354,6 +355,14 @@ func newApplier() *applier {
 
 func (a *applier) Run(ctx context.Context) error { <-ctx.Done(); return nil }
 func (a *applier) Drift() <-chan struct{}        { return a.drift }
+func (a *applier) Yield(context.Context) error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.yield != nil {
+		a.yield()
+	}
+	return nil
+}
 
 func (a *applier) Apply(_ context.Context, h *plan.Host) ([]plan.Step, plan.Found, error) {
 	a.mu.Lock()

@@ -11,20 +11,13 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/cilium/ebpf"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
-
-	"meshnet/fastpath/bpf"
 )
 
 const (
 	// aliasTwin begins the alias of both ends of a twin: our mark.
 	aliasTwin = "meshnet:twin="
-	// filterName is that of the filter, and the program's.
-	filterName = bpf.FastProgMeshnetFast
-	// filterPriority puts ours before what others may add.
-	filterPriority = 1
 	// dumpTries is how often a list is asked for again that the kernel says was not of one moment.
 	dumpTries = 10
 )
@@ -121,16 +114,6 @@ func (d *devices) up(name string) bool {
 	return ok && l.Attrs().Flags&net.FlagUp != 0
 }
 
-// carries reports whether a device has our filter, once, with the program of that number.
-func (d *devices) carries(name string, id ebpf.ProgramID) (bool, error) {
-	l, ok := d.get(name)
-	if !ok {
-		return false, nil
-	}
-	filters, err := filtersOf(l)
-	return len(filters) == 1 && filters[0].Id == int(id), err
-}
-
 // indexes returns the names of devices by their indexes, of all.
 func (d *devices) indexes() map[int]string {
 	out := make(map[int]string, len(d.links))
@@ -140,7 +123,7 @@ func (d *devices) indexes() map[int]string {
 	return out
 }
 
-// carriers returns the devices that may carry our filter, in the order of names: of all, those that
+// carriers returns the devices that may carry our program, in the order of names: of all, those that
 // bear a mark of ours; else those of the names.
 func (d *devices) carriers(names iter.Seq[string]) []netlink.Link {
 	if d.all {
@@ -222,7 +205,7 @@ func (r *round) settle(l netlink.Link, t pair) error {
 		}
 	}
 	if name := a.Name; name == t.Port { // the other end is sound once it carries the program
-		r.path.sound[name] = soundness{uint32(a.Index), t.mtu}
+		r.path.sound[name] = soundness{index: uint32(a.Index), mtu: t.mtu}
 	}
 	return r.up(l)
 }
@@ -230,7 +213,8 @@ func (r *round) settle(l netlink.Link, t pair) error {
 // sound reports whether a device was seen to be as it should, by an Apply since the host was read.
 func (r *round) sound(name string, mtu uint32) bool {
 	at := r.have.index(name)
-	return at != 0 && r.path.sound[name] == soundness{at, mtu}
+	s := r.path.sound[name]
+	return at != 0 && s.index == at && s.mtu == mtu
 }
 
 func (r *round) up(l netlink.Link) error {
@@ -244,83 +228,7 @@ func (r *round) up(l netlink.Link) error {
 	return nil
 }
 
-// attach makes the program the first filter at the ingress of a device, if the device is there.
-func (r *round) attach(name string, mtu uint32) error {
-	if r.sound(name, mtu) {
-		return nil
-	}
-	l, ok := r.have.get(name)
-	if !ok {
-		return nil // it could not be made, which was said
-	}
-	id, err := r.path.program.id()
-	if err != nil {
-		return err
-	}
-	carries, err := r.have.carries(name, id)
-	if err != nil {
-		return fmt.Errorf("attach to %s: %w", name, err)
-	}
-	if !carries {
-		err := r.path.program.attach(l)
-		if errors.Is(err, unix.ENODEV) {
-			return nil // gone meanwhile, with its container
-		}
-		if err != nil {
-			return err
-		}
-		r.did("attach", "program to %s", name)
-	}
-	r.path.sound[name] = soundness{uint32(l.Attrs().Index), mtu}
-	return nil
-}
-
-// attach makes the program the first filter at the ingress of a device, in place of an earlier one of
-// ours (tc-bpf(8), direct action).
-func (p *program) attach(l netlink.Link) error {
-	index := l.Attrs().Index
-	if err := netlink.QdiscAdd(clsact(l)); err != nil && !errors.Is(err, unix.EEXIST) {
-		return fmt.Errorf("attach to %s: make clsact: %w", l.Attrs().Name, err)
-	}
-	err := netlink.FilterReplace(&netlink.BpfFilter{
-		FilterAttrs: netlink.FilterAttrs{
-			LinkIndex: index, Parent: netlink.HANDLE_MIN_INGRESS, Handle: 1, Protocol: unix.ETH_P_ALL, Priority: filterPriority,
-		},
-		Fd: p.prog.FD(), Name: filterName, DirectAction: true,
-	})
-	if err != nil {
-		return fmt.Errorf("attach to %s: make filter: %w", l.Attrs().Name, err)
-	}
-	return nil
-}
-
-// clsact is what filters at the ingress of a device hang on.
-func clsact(l netlink.Link) netlink.Qdisc {
-	return &netlink.GenericQdisc{
-		QdiscAttrs: netlink.QdiscAttrs{LinkIndex: l.Attrs().Index, Handle: netlink.MakeHandle(0xffff, 0), Parent: netlink.HANDLE_CLSACT},
-		QdiscType:  "clsact",
-	}
-}
-
-// filtersOf returns our filters at the ingress of a device.
-func filtersOf(l netlink.Link) ([]*netlink.BpfFilter, error) {
-	all, err := netlink.FilterList(l, netlink.HANDLE_MIN_INGRESS)
-	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENODEV) {
-		return nil, nil // no clsact, or the device is gone
-	}
-	if err != nil {
-		return nil, fmt.Errorf("list filters of %s: %w", l.Attrs().Name, err)
-	}
-	var out []*netlink.BpfFilter
-	for _, f := range all {
-		if b, ok := f.(*netlink.BpfFilter); ok && strings.HasPrefix(b.Name, filterName) {
-			out = append(out, b)
-		}
-	}
-	return out, nil
-}
-
-// clear removes filters and twins that the plan has not.
+// clear removes programs and twins that the plan has not.
 func (r *round) clear(keep []pair) error {
 	wanted := map[string]bool{}
 	for _, t := range keep {
@@ -386,95 +294,6 @@ func deleteDevice(l netlink.Link) error {
 		return fmt.Errorf("remove twin %s: %w", l.Attrs().Name, err)
 	}
 	return nil
-}
-
-// detach removes our filter from a device and, if no other is there, clsact.
-func (r *round) detach(l netlink.Link) error {
-	filters, err := filtersOf(l)
-	if err != nil || len(filters) == 0 {
-		return err
-	}
-	for _, f := range filters {
-		if err := netlink.FilterDel(f); err != nil && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.ENODEV) {
-			return fmt.Errorf("detach from %s: %w", l.Attrs().Name, err)
-		}
-	}
-	r.did("detach", "program from %s", l.Attrs().Name)
-	for _, parent := range []uint32{netlink.HANDLE_MIN_INGRESS, netlink.HANDLE_MIN_EGRESS} {
-		if all, err := netlink.FilterList(l, parent); err != nil || len(all) > 0 {
-			return nil
-		}
-	}
-	err = netlink.QdiscDel(clsact(l))
-	if err != nil && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENODEV) {
-		return fmt.Errorf("remove clsact of %s: %w", l.Attrs().Name, err)
-	}
-	return nil
-}
-
-// find returns the program, with its maps, that an earlier daemon attached, if it is the one that this
-// would load; nil if there is none.
-func find(have *devices) (*program, error) {
-	spec, err := bpf.LoadFast()
-	if err != nil {
-		return nil, fmt.Errorf("read the program: %w", err)
-	}
-	for _, l := range have.carriers(nil) {
-		filters, err := filtersOf(l)
-		if err != nil {
-			return nil, err
-		}
-		for _, f := range filters {
-			if p := adopt(ebpf.ProgramID(f.Id), spec); p != nil {
-				return p, nil
-			}
-		}
-	}
-	return nil, nil
-}
-
-// adopt opens a program of the kernel and its maps; nil if it is not what the spec says, or gone.
-func adopt(id ebpf.ProgramID, spec *ebpf.CollectionSpec) *program {
-	prog, err := ebpf.NewProgramFromID(id)
-	if err != nil {
-		return nil
-	}
-	p := &program{prog: prog}
-	info, err := prog.Info()
-	if err != nil || spec.Programs[bpf.FastProgMeshnetFast].Compatible(info) != nil {
-		p.close()
-		return nil
-	}
-	ids, _ := info.MapIDs()
-	wanted := p.maps()
-	for _, id := range ids {
-		m, err := ebpf.NewMapFromID(id)
-		if err != nil {
-			p.close()
-			return nil
-		}
-		i, err := m.Info()
-		if at := wanted[nameOf(i)]; err == nil && at != nil && *at == nil {
-			*at = m
-		} else {
-			m.Close()
-		}
-	}
-	for name, m := range wanted {
-		if *m == nil || spec.Maps[name].Compatible(*m) != nil {
-			p.close()
-			return nil
-		}
-	}
-	return p
-}
-
-// nameOf returns the name of a map; i may be nil.
-func nameOf(i *ebpf.MapInfo) string {
-	if i == nil {
-		return ""
-	}
-	return i.Name
 }
 
 // isFull reports whether an error says that a map has no room.

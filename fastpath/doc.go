@@ -11,7 +11,7 @@
 //
 // [Compile] is pure and says what the maps should hold. [Path] loads, fills, attaches and repairs: an
 // applier beside those of packages ovs and netns, to run after the devices are made and before the
-// switch. Filters live with their devices and hold the program, which holds the maps; nothing is
+// switch. The program is held by the devices that it is attached to, and holds the maps; nothing is
 // pinned, so nothing is left when the devices are gone, and packets go on while no daemon runs.
 //
 // The package does not make devices and does not know what the state means. A [Path]'s methods may be

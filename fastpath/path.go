@@ -17,7 +17,7 @@ import (
 	"meshnet/state"
 )
 
-// verifyEvery is how often filters and maps are compared with what Apply left: nothing tells when
+// verifyEvery is how often programs and maps are compared with what Apply left: nothing tells when
 // somebody changes them. A look that took long is followed by restFactor times as long a rest, so that
 // looking takes at most one part in restFactor of a processor.
 const (
@@ -25,7 +25,7 @@ const (
 	restFactor  = 200
 )
 
-// Path makes filters, twins and maps of this host equal to a plan.
+// Path makes programs, twins and maps of this host equal to a plan.
 type Path struct {
 	log   *slog.Logger
 	drift chan struct{}
@@ -34,6 +34,7 @@ type Path struct {
 	mu      sync.Mutex
 	program *program // nil: not loaded
 	room    uint32   // members there is room for; 0: as the program says
+	tcx     bool     // programs can be attached without clsact
 	full    bool     // a map was full, and it was said
 	running bool     // Run is there to remove devices
 	doomed  []netlink.Link
@@ -51,7 +52,10 @@ type Path struct {
 }
 
 // soundness is which device of a name it was, and what MTU its twin had.
-type soundness struct{ index, mtu uint32 }
+type soundness struct {
+	index, mtu uint32
+	tcx        bool // it is there by TCX
+}
 
 // applied is what a network was compiled from, and the index that its device had then.
 type applied struct {
@@ -69,7 +73,7 @@ func New(log *slog.Logger) *Path {
 	return &Path{log: log, drift: make(chan struct{}, 1), wake: make(chan struct{}, 1)}
 }
 
-// Drift delivers when twins, filters or maps are no longer as [Path.Apply] left them.
+// Drift delivers when twins, programs or maps are no longer as [Path.Apply] left them.
 func (p *Path) Drift() <-chan struct{} { return p.drift }
 
 // Run removes twins in the background and looks for drift until ctx ends. Once at a time. What else is
@@ -138,7 +142,7 @@ func (p *Path) verify(intact func() (bool, error)) {
 	}
 }
 
-// intact reports whether twins, filters and maps are as Apply left them. Devices that are gone are not
+// intact reports whether twins, programs and maps are as Apply left them. Devices that are gone are not
 // its concern: who made them tells.
 func (p *Path) intact() (bool, error) {
 	have, err := readDevices()
@@ -158,7 +162,7 @@ func (p *Path) intact() (bool, error) {
 		if !have.up(port.Device) && port.Kind.twin() {
 			return false, nil
 		}
-		if carries, err := have.carries(port.Device, id); err != nil || !carries {
+		if carries, err := have.carries(port.Device, id, p.sound[port.Device].tcx); err != nil || !carries {
 			return false, err
 		}
 		if port.Kind.twin() {
@@ -212,7 +216,7 @@ func (p *Path) Apply(ctx context.Context, h *plan.Host) ([]plan.Step, plan.Found
 	return r.steps, plan.Found{}, err
 }
 
-// Purge removes filters and twins, whoever made them when. The maps go with them.
+// Purge removes programs and twins, whoever made them when. The maps go with them.
 func (p *Path) Purge(ctx context.Context) ([]plan.Step, error) {
 	steps, _, err := p.Apply(ctx, &plan.Host{})
 	return steps, err
@@ -312,11 +316,11 @@ func (r *round) load() error {
 	return nil
 }
 
-// read takes over what an earlier daemon left: the program of the first filter that is this one, and
-// what its maps hold.
+// read takes over what an earlier daemon left: the first program attached that is this one, and what its
+// maps hold.
 func (r *round) read() error {
 	p := r.path
-	p.has = empty()
+	p.has, p.tcx = empty(), hasTCX()
 	if p.program == nil {
 		found, err := find(r.have)
 		if err != nil {
@@ -368,7 +372,7 @@ func (r *round) twins() []pair {
 	return out
 }
 
-// off empties the maps and removes filters and twins of everybody.
+// off empties the maps and removes programs and twins of everybody.
 func (r *round) off() error {
 	p := r.path
 	var errs []error

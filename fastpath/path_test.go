@@ -79,13 +79,41 @@ func two(t testing.TB, on bool) (*plantest.Mesh, state.NetworkID, plan.Facts) {
 // begun gives a host of its own, of [two], the fast path.
 func begun(t *testing.T) (*Path, *plan.Host, *plantest.Mesh, state.NetworkID, plan.Facts) {
 	t.Helper()
+	return begin(t, false)
+}
+
+// begin is begun; if sent, something was sent by the devices before.
+func begin(t *testing.T, sent bool) (*Path, *plan.Host, *plantest.Mesh, state.NetworkID, plan.Facts) {
+	t.Helper()
 	apart(t)
 	m, web, facts := two(t, true)
 	h := plan.For(nil, m.View(), facts)
 	host(t, h)
+	if sent {
+		for _, name := range devicesOf(h) {
+			sendBy(t, name, ping("10.2.0.5", "10.2.0.7"))
+		}
+	}
 	p := New(nil)
 	apply(t, p, h)
 	return p, h, m, web, facts
+}
+
+// devicesOf returns the devices of networks and containers.
+func devicesOf(h *plan.Host) (names []string) {
+	for _, n := range h.Networks {
+		names = append(names, n.Device.Name)
+		for _, p := range n.Ports {
+			names = append(names, p.Link)
+		}
+	}
+	return names
+}
+
+// bothWays runs a test with the program attached by filters and, where there is TCX, by that.
+func bothWays(t *testing.T, test func(t *testing.T, sent bool)) {
+	t.Run("new", func(t *testing.T) { test(t, false) })
+	t.Run("sent", func(t *testing.T) { test(t, true) })
 }
 
 func apply(t *testing.T, p *Path, h *plan.Host) []plan.Step {
@@ -109,7 +137,13 @@ func quiet(t *testing.T, p *Path, h *plan.Host) {
 // send puts a frame on a device's other end, so that it comes in by the device.
 func send(t *testing.T, device string, frame []byte) {
 	t.Helper()
-	l, err := netlink.LinkByName("x" + device[1:])
+	sendBy(t, "x"+device[1:], frame)
+}
+
+// sendBy sends a frame by a device.
+func sendBy(t *testing.T, device string, frame []byte) {
+	t.Helper()
+	l, err := netlink.LinkByName(device)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -167,8 +201,10 @@ func netAddr(s string) member {
 
 // TestPath takes a host through its life: frames, a second apply, a daemon's restart, a member that
 // goes, off and on, and purge.
-func TestPath(t *testing.T) {
-	p, h, m, web, facts := begun(t)
+func TestPath(t *testing.T) { bothWays(t, takeThroughLife) }
+
+func takeThroughLife(t *testing.T, sent bool) {
+	p, h, m, web, facts := begin(t, sent)
 	quiet(t, p, h)
 	n := h.Networks[web]
 	a, b := n.Ports[0], n.Ports[1]
@@ -246,8 +282,10 @@ func bare(t *testing.T) {
 }
 
 // TestDrift breaks what Apply made in each way that nothing tells of, and wants it seen and mended.
-func TestDrift(t *testing.T) {
-	p, h, _, web, _ := begun(t)
+func TestDrift(t *testing.T) { bothWays(t, drifts) }
+
+func drifts(t *testing.T, sent bool) {
+	p, h, _, web, _ := begin(t, sent)
 	n := h.Networks[web]
 	a := n.Ports[0]
 	link := func(name string) netlink.Link {
@@ -267,18 +305,29 @@ func TestDrift(t *testing.T) {
 	id, err := p.program.id()
 	must(err)
 	p.verify(p.intact)
+	remove := func(name string) func() {
+		return func() {
+			if clsacted(t, name) {
+				must(netlink.QdiscDel(clsact(link(name))))
+				return
+			}
+			_, err := dismiss(index(name), []ebpf.ProgramID{id}, 0)
+			must(err)
+		}
+	}
 	for what, breaks := range map[string]func(){
 		"": func() {},
-		"filter removed": func() {
+		"program removed": func() {
 			filters, err := filtersOf(link(a.Link))
 			must(err)
+			if len(filters) == 0 {
+				remove(a.Link)()
+				return
+			}
 			must(netlink.FilterDel(filters[0]))
 		},
-		"clsact removed": func() {
-			must(netlink.QdiscDel(&netlink.GenericQdisc{QdiscType: "clsact", QdiscAttrs: netlink.QdiscAttrs{
-				LinkIndex: int(index(n.Device.Name)), Handle: netlink.MakeHandle(0xffff, 0), Parent: netlink.HANDLE_CLSACT,
-			}}))
-		},
+		"program of the tunnel removed": remove(n.Device.Name),
+		"program of a twin removed":     remove(a.Twin.Slow),
 		"member redirected": func() {
 			must(p.program.members.Put(Member{n.VNI, a.MAC}.encode(), bpf.FastWay{Ifindex: index(n.Device.Name)}))
 		},
@@ -315,6 +364,69 @@ func TestDrift(t *testing.T) {
 		}
 		quiet(t, p, h)
 	}
+}
+
+// TestYield: what is new gets a filter; devices by which something was sent get, and give up, the program
+// without clsact coming or going under them.
+func TestYield(t *testing.T) {
+	p, h, m, _, facts := begun(t)
+	if older(t, p) {
+		if err := p.Yield(t.Context()); err != nil {
+			t.Error(err)
+		}
+		quiet(t, p, h)
+		return
+	}
+	devices := devicesOf(h)
+	has := func(what string, filter, tcx bool) {
+		t.Helper()
+		for _, name := range devices {
+			filters, err := filtersOf(must(t, name))
+			if err != nil || (len(filters) > 0) != filter || listening(t, p, name) != tcx || clsacted(t, name) != filter {
+				t.Errorf("%s: %s: filters %v, %v, by TCX %t, clsact %t; want %t, %t", what, name, filters, err, listening(t, p, name), clsacted(t, name), filter, tcx)
+			}
+		}
+	}
+	has("new", true, false)
+	p = New(nil) // another daemon, which is to switch it off
+	if err := p.Yield(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	has("ready", false, true)
+	facts.Choice.FastPath = false
+	off := plan.For(h, m.View(), facts)
+	apply(t, p, off)
+	bare(t)
+	if err := p.Yield(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	quiet(t, p, off)
+	for _, name := range devices { // by which something is sent now
+		sendBy(t, name, ping("10.2.0.5", "10.2.0.7"))
+	}
+	facts.Choice.FastPath = true
+	on := plan.For(off, m.View(), facts)
+	apply(t, p, on)
+	has("on again", false, true)
+	quiet(t, p, on)
+	if same, err := p.intact(); err != nil || !same {
+		t.Errorf("not as left: %v", err)
+	}
+	quiet(t, New(nil), on)
+	if _, err := p.Purge(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	bare(t)
+}
+
+// clsacted reports whether a device has clsact.
+func clsacted(t *testing.T, device string) bool {
+	t.Helper()
+	qdiscs, err := netlink.QdiscList(must(t, device))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return slices.ContainsFunc(qdiscs, func(q netlink.Qdisc) bool { return q.Type() == "clsact" })
 }
 
 // TestForeign: a device under a twin's name, and other filters, are left alone.

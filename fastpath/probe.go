@@ -47,5 +47,6 @@ func try() (peer bool, err error) {
 	if err != nil {
 		return false, fmt.Errorf("find the loopback device: %w", err)
 	}
-	return peer, p.attach(lo)
+	_, _, err = p.attach(lo, false)
+	return peer, err
 }

@@ -4,10 +4,8 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
-	"slices"
 
 	"github.com/cilium/ebpf"
-	"github.com/cilium/ebpf/link"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
@@ -159,71 +157,4 @@ func (r *round) quit(index uint32, name string) error {
 		r.did("detach", "program from %s", cmp.Or(name, fmt.Sprint("device ", index)))
 	}
 	return err
-}
-
-// heard returns the programs at the ingress of a device in their order: before filters, and attached
-// without a moment in which the device sends nothing, as there is when clsact comes or goes (TCX, Linux
-// 6.6). It fails where there is no such thing.
-func heard(index uint32) ([]ebpf.ProgramID, error) {
-	q, err := link.QueryPrograms(link.QueryOptions{Target: int(index), Attach: ebpf.AttachTCXIngress})
-	if err != nil {
-		return nil, fmt.Errorf("list programs of device %d: %w", index, err)
-	}
-	all := make([]ebpf.ProgramID, len(q.Programs))
-	for i, p := range q.Programs {
-		all[i] = p.ID
-	}
-	return all, nil
-}
-
-// dismiss detaches our programs, by their name, but one, and returns how many.
-func dismiss(index uint32, all []ebpf.ProgramID, but ebpf.ProgramID) (n int, err error) {
-	for _, id := range all {
-		if id == but {
-			continue
-		}
-		prog, err := ebpf.NewProgramFromID(id)
-		if err != nil {
-			continue // gone
-		}
-		defer prog.Close()
-		if info, err := prog.Info(); err != nil || info.Name != filterName {
-			continue
-		}
-		err = link.RawDetachProgram(link.RawDetachProgramOptions{Target: int(index), Program: prog, Attach: ebpf.AttachTCXIngress})
-		if err != nil && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.ENODEV) {
-			return n, fmt.Errorf("detach from device %d: %w", index, err)
-		}
-		n++
-	}
-	return n, nil
-}
-
-// listen makes the program the last at the ingress of a device, and the only one of ours, unless it is,
-// and reports whether it was not. So it takes only what others let pass.
-func (p *program) listen(l netlink.Link) (bool, error) {
-	id, err := p.id()
-	if err != nil {
-		return false, err
-	}
-	index := uint32(l.Attrs().Index)
-	all, err := heard(index)
-	if err != nil {
-		return false, err
-	}
-	done := false
-	if at := slices.Index(all, id); at < 0 || at != len(all)-1 {
-		if at >= 0 {
-			if _, err := dismiss(index, []ebpf.ProgramID{id}, 0); err != nil {
-				return false, err
-			}
-		}
-		err := link.RawAttachProgram(link.RawAttachProgramOptions{Target: int(index), Program: p.prog, Attach: ebpf.AttachTCXIngress})
-		if err != nil {
-			return false, fmt.Errorf("attach to %s: %w", l.Attrs().Name, err)
-		}
-		done = true
-	}
-	n, err := dismiss(index, all, id)
-	return done || n > 0, err
 }

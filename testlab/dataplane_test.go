@@ -498,6 +498,7 @@ type breakage struct {
 	what, how string
 	inside    bool // the container c1
 	lab       []string
+	part      []string
 }
 
 func drifts(on layout) []breakage {
@@ -528,7 +529,7 @@ func drifts(on layout) []breakage {
 	if on.transport == "kernel-vxlan" {
 		return append(all,
 			breakage{what: "vxlan down", how: "for d in $(ip -o link | grep -o 'mv-[0-9a-f]*' | sort -u); do ip link set $d down; done"},
-			breakage{what: "filters removed", how: "for d in $(ip -o link | grep -o 'm[cv]-[0-9a-f]*' | sort -u); do tc qdisc del dev $d clsact; done"},
+			breakage{what: "programs removed", part: []string{"programs", "remove"}},
 			breakage{what: "twins down", how: "for d in $(ip -o link | grep -oE 'm[cv][so][0-9a-f]+' | sort -u); do ip link set $d down; done"},
 			breakage{what: "twins removed", how: "for d in $(ip -o link | grep -oE '(mc|mv|mesh)s[0-9a-fgw-]+' | sort -u); do ip link del $d; done"},
 			breakage{what: "vxlan removed", how: "ip link del $(ip -o link | grep -o 'mv-[0-9a-f]*' | head -1)"},
@@ -546,6 +547,10 @@ func (l *lab) drift(d breakage) {
 		l.run(d.lab...)
 		if d.lab[0] == "killovs" && l.ownSwitch(1) {
 			l.run("startovs", "1") // it is the host's to start
+		}
+	case d.part != nil:
+		if out, err := l.part(1, "", d.part[0], d.part[1:]...).CombinedOutput(); err != nil {
+			l.t.Fatalf("%s: %v\n%s", d.what, err, out)
 		}
 	case d.inside:
 		l.run("in", "1", "c1", "sh", "-c", d.how)

@@ -53,7 +53,13 @@ func (l *lab) within(what string, d time.Duration, ok func() bool) time.Duration
 // lost and the longest silence.
 func (l *lab) pinging(host int, container, to string) (stop func() (lost int, gap time.Duration)) {
 	l.t.Helper()
-	cmd := l.command("in", fmt.Sprint(host), container, "ping", "-D", "-i", "0.01", "-W", "1", to)
+	return l.pingEvery("0.01", host, container, to)
+}
+
+// pingEvery is pinging with so many seconds between two pings.
+func (l *lab) pingEvery(interval string, host int, container, to string) (stop func() (lost int, gap time.Duration)) {
+	l.t.Helper()
+	cmd := l.command("in", fmt.Sprint(host), container, "ping", "-D", "-i", interval, "-W", "1", to)
 	var out bytes.Buffer
 	cmd.Stdout = &out
 	if err := cmd.Start(); err != nil {
@@ -63,7 +69,7 @@ func (l *lab) pinging(host int, container, to string) (stop func() (lost int, ga
 	return func() (int, time.Duration) {
 		l.t.Helper()
 		// The ping itself is to hear of it, not the programs that led to it.
-		l.run("exec", fmt.Sprint(host), "pkill", "-INT", "-f", "ping -D -i 0.01 -W 1 "+to+"$")
+		l.run("exec", fmt.Sprint(host), "pkill", "-INT", "-f", "ping -D -i "+interval+" -W 1 "+to+"$")
 		if err := cmd.Wait(); err != nil && !strings.Contains(out.String(), "received") {
 			l.t.Fatalf("ping: %v\n%s", err, out.String())
 		}
@@ -79,6 +85,7 @@ func (l *lab) pinging(host int, container, to string) (stop func() (lost int, ga
 		if sent == 0 {
 			l.t.Fatalf("ping:\n%s", out.String())
 		}
+		l.t.Logf("%d pings, one each %s s", sent, interval)
 		return sent - len(seqs), time.Duration(gap * 1e9)
 	}
 }

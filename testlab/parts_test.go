@@ -24,6 +24,7 @@ func play(part string, args []string) int {
 	parts := map[string]func([]string) error{
 		"sink": sink, "source": source, "pour": pour, "hear": hear, "shout": shout, "forge": forge,
 		"who": who, "call": call, "udpwho": udpWho, "udpcall": udpCall, "frame": frame, "sniff": sniff, "tunnel": tunnel,
+		"programs": programs,
 	}
 	if err := parts[part](args); err != nil {
 		fmt.Fprintln(os.Stderr, part+":", err)

@@ -10,7 +10,7 @@
 // back from there: both are known by the MACs of the veth that leads to the host's own stack.
 //
 // One program sits at the ingress of five kinds of device: the host's end of a container's veth, a
-// network's VXLAN device, the switch's end of the gateway's veth, the slow twins of all (clsact), and the
+// network's VXLAN device, the switch's end of the gateway's veth, the slow twins of all (clsact, TCX), and the
 // device that tunnel packets come in by (TCX). It may send less than the switch would, never more: what it
 // lets pass is what the pipeline (ovs/flow) delivers to the same device with the same MACs. See
 // bpf-helpers(7), tc-bpf(8).
