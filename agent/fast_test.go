@@ -10,12 +10,22 @@ import (
 	"time"
 
 	"meshnet/plan"
+	"meshnet/state"
 )
 
 // TestFastPathOrder: twins are there before the switch has them for ports, and as long as it may; devices are
 // made ready before they are its ports again.
 func TestFastPathOrder(t *testing.T) {
-	for _, on := range []bool{true, false} {
+	for _, c := range []struct {
+		on        bool
+		transport state.Transport
+		want      []string
+	}{
+		{true, state.KernelVXLAN, []string{"links", "fast", "switch"}},
+		{true, state.OVSKernel, []string{"links", "fast", "switch", "fast"}}, // which may have made the device of all tunnels
+		{false, state.KernelVXLAN, []string{"links", "yield", "switch", "fast"}},
+		{false, state.OVSKernel, []string{"links", "yield", "switch", "fast"}},
+	} {
 		bubble(t, 1, func(ctx context.Context, hosts []*node) {
 			h := hosts[0]
 			var mu sync.Mutex
@@ -35,17 +45,13 @@ func TestFastPathOrder(t *testing.T) {
 				}
 				a.mu.Unlock()
 			}
-			h.c.Choice.FastPath = on
+			h.c.Choice.FastPath, h.c.Choice.Transport = c.on, c.transport
 			h.create(t, ctx, "web", "10.2.0.0/16")
 			h.put(t, ctx, "c1", "web")
 			mu.Lock()
 			defer mu.Unlock()
-			want := []string{"links", "fast", "switch"}
-			if !on {
-				want = []string{"links", "yield", "switch", "fast"}
-			}
-			if n := len(order); n < len(want) || !slices.Equal(order[n-len(want):], want) {
-				t.Errorf("on %t: applied in the order %v", on, order)
+			if n := len(order); n < len(c.want) || !slices.Equal(order[n-len(c.want):], c.want) {
+				t.Errorf("on %t, %s: applied in the order %v", c.on, c.transport, order)
 			}
 		})
 	}

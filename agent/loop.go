@@ -355,6 +355,10 @@ func (l *loop) apply(ctx context.Context, view *state.View) (faults []string) {
 		faults = append(faults, "switch: "+switchErr.Error())
 	}
 	steps = append(steps, switchSteps...)
+	if l.host.Trunk != "" { // the switch may have made that device just now
+		fastSteps, err := l.fast(ctx)
+		steps, faults = append(steps, fastSteps...), append(faults, err...)
+	}
 	if !l.host.FastPath && switchErr == nil { // else the switch may still need the twins
 		fastSteps, err := l.fast(ctx)
 		steps, faults = append(steps, fastSteps...), append(faults, err...)

@@ -392,6 +392,9 @@ func (a *applier) Apply(_ context.Context, h *plan.Host) ([]plan.Step, plan.Foun
 				a.ports[p.Endpoint] = o
 			}
 		}
+		if n.Device == nil {
+			continue
+		}
 		a.devices[n.ID] = n.Device.OFPort
 		if o := oldDevices[n.ID]; o != 0 {
 			a.devices[n.ID] = o

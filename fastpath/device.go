@@ -138,8 +138,11 @@ func (d *devices) carriers(names iter.Seq[string]) []netlink.Link {
 	return out
 }
 
-// ours reports whether a device bears a mark of meshnet.
-func ours(l netlink.Link) bool { return strings.HasPrefix(l.Attrs().Alias, "meshnet") }
+// ours reports whether a device bears a mark of meshnet, or may be the one of the switch's tunnels, on which
+// programs of ours are, too.
+func ours(l netlink.Link) bool {
+	return strings.HasPrefix(l.Attrs().Alias, "meshnet") || strings.HasPrefix(l.Attrs().Name, "vxlan_sys_")
+}
 
 // twin makes both ends of a twin, with the MTU of the overlay, for Open vSwitch takes the size of
 // segments from it; no IPv6 of their own, and up.

@@ -43,6 +43,7 @@ func (r *round) fill() []error {
 		}
 	}
 	r.outside(want)
+	r.ports(want, Tunnels(r.host))
 	r.ports(want, Doors(r.host.Gateway))
 	for id, n := range r.host.Networks {
 		old := p.tables[id]
@@ -50,8 +51,8 @@ func (r *round) fill() []error {
 		if old.from != n {
 			t.local = Local(n)
 		}
-		if n.Device != nil {
-			t.device = r.have.index(n.Device.Name)
+		if name := trunk(n); name != "" {
+			t.device = r.have.index(name)
 		}
 		tables[id] = t
 		r.ports(want, t.local.Ports)
@@ -81,7 +82,7 @@ func (r *round) ports(want contents, ports []Port) {
 	for _, port := range ports {
 		at, other := r.have.index(port.Device), r.have.index(port.Other)
 		r.path.indexes[port.Device] = at
-		if at != 0 && other != 0 {
+		if at != 0 && (other != 0 || port.Kind == Tunnel) {
 			want.ports[at] = port.encode(other)
 		}
 	}

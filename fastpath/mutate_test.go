@@ -68,23 +68,14 @@ var mutations = []struct{ check, is, broken string }{
 // is not among them, for a test run has none: TestPath sends one.
 func TestMutations(t *testing.T) {
 	apart(t)
-	if _, err := exec.LookPath("clang"); err != nil {
-		if os.Getenv("MESHNET_REQUIRE") != "" || os.Getenv("CI") == "true" {
-			t.Fatalf("%v; apt-get install clang libbpf-dev", err)
-		}
-		t.Skip(err)
-	}
-	source, err := os.ReadFile("bpf/fast.c")
-	if err != nil {
-		t.Fatal(err)
-	}
+	source := readSource(t)
 	indexes := someDevices(t, 100)
 	for _, m := range mutations {
-		if strings.Count(string(source), m.is) != 1 {
+		if strings.Count(source, m.is) != 1 {
 			t.Errorf("%s: %q is not once in fast.c", m.check, m.is)
 			continue
 		}
-		p, err := loadSpec(compiled(t, strings.Replace(string(source), m.is, m.broken, 1)), true, 0)
+		p, err := loadSpec(compiled(t, strings.Replace(source, m.is, m.broken, 1)), true, 0)
 		if err != nil {
 			t.Errorf("%s: %v", m.check, err)
 			continue
@@ -97,6 +88,22 @@ func TestMutations(t *testing.T) {
 			t.Logf("%s: %.160v", m.check, err)
 		}
 	}
+}
+
+// readSource returns the program's source, where it can be compiled.
+func readSource(t *testing.T) string {
+	t.Helper()
+	if _, err := exec.LookPath("clang"); err != nil {
+		if os.Getenv("MESHNET_REQUIRE") != "" || os.Getenv("CI") == "true" {
+			t.Fatalf("%v; apt-get install clang libbpf-dev", err)
+		}
+		t.Skip(err)
+	}
+	source, err := os.ReadFile("bpf/fast.c")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(source)
 }
 
 // compiled returns what clang makes of a source.

@@ -29,7 +29,7 @@ type tunneled struct {
 func wrapped(r *rand.Rand, h *plan.Host, to []byte, flow uint16) tunneled {
 	networks := inOrder(h)
 	n := networks[r.IntN(len(networks))]
-	inner := frame(r, h, n.Device.Name)
+	inner := frame(r, h, arrival(n))
 	if r.IntN(2) == 0 && len(n.Ports) > 0 { // for a container here
 		copy(inner, n.Ports[r.IntN(len(n.Ports))].MAC[:])
 	}
@@ -215,9 +215,14 @@ func (c *comparison) unwraps(t *testing.T, p tunneled, tables pipeline) error {
 	fit := n != nil && !late && n != c.trunkless && !short(inner)
 	var ports []string
 	if fit { // as the program sees it at the network's VXLAN device
-		at := c.run(t, n.Device.Name, inner)
+		at := c.run(t, arrival(n), inner)
 		fit = at.why == bpf.FastReasonFAST && at.how == bpf.FastHowLOCAL
-		ports, _ = tables.outputs(t, c.port[c.index[n.Device.Name]], inner)
+		in, tun := c.port[c.index[arrival(n)]], uint64(0)
+		if n.Device == nil {
+			from := netip.AddrFrom4([4]byte(p.bytes[26:30]))
+			in, tun = c.port[c.tunnelTo(from)], uint64(n.VNI)
+		}
+		ports, _ = tables.outputs(t, in, tun, inner)
 	}
 	if fit && p.gso != 0 { // in a test run the kernel does not know them for TCP's, and cannot unwrap them
 		fit, late = false, true

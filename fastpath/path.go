@@ -156,6 +156,9 @@ func (p *Path) intact() (bool, error) {
 	names := have.indexes()
 	for _, port := range p.counted {
 		at := p.indexes[port.Device]
+		if port.Kind == Tunnel && at != have.index(port.Device) {
+			return false, nil // it is the switch's, which does not tell
+		}
 		if at == 0 || at != have.index(port.Device) && !port.Kind.twin() {
 			continue // made anew: the next Apply is on its way
 		}
@@ -288,11 +291,16 @@ func (r *round) apply(ctx context.Context) error {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		errs = append(errs, r.twin(t))
+		if t.Twin != (plan.Twin{}) {
+			errs = append(errs, r.twin(t))
+		}
 	}
 	errs = append(errs, r.fill()...)
 	for _, t := range twins {
-		errs = append(errs, r.attach(t.device, t.mtu), r.attach(t.Slow, t.mtu))
+		errs = append(errs, r.attach(t.device, t.mtu))
+		if t.Slow != "" {
+			errs = append(errs, r.attach(t.Slow, t.mtu))
+		}
 	}
 	r.listen()
 	errs = append(errs, r.clear(twins))
@@ -340,7 +348,7 @@ func (r *round) read() error {
 	return nil
 }
 
-// pair is a device of the plan and its twin.
+// pair is a device of the plan and its twin, if it is to have one.
 type pair struct {
 	device string
 	plan.Twin
@@ -354,6 +362,9 @@ func (r *round) twins() []pair {
 		if r.have.index(p.device) != 0 {
 			out = append(out, p)
 		}
+	}
+	if r.host.Trunk != "" {
+		add(pair{device: r.host.Trunk})
 	}
 	if g := r.host.Gateway; g != nil {
 		add(pair{g.Port, g.Twin, g.MTU})

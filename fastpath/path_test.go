@@ -58,7 +58,9 @@ func host(t testing.TB, h *plan.Host) {
 		veth(g.Port, g.Name, "meshnet:gateway", g.MTU)
 	}
 	for _, n := range h.Networks {
-		veth(n.Device.Name, "x"+n.Device.Name[1:], "meshnet:network="+n.ID.String(), n.MTU)
+		if n.Device != nil {
+			veth(n.Device.Name, "x"+n.Device.Name[1:], "meshnet:network="+n.ID.String(), n.MTU)
+		}
 		for _, p := range n.Ports {
 			veth(p.Link, "x"+p.Link[1:], "meshnet:endpoint="+p.Endpoint.String(), n.MTU)
 		}

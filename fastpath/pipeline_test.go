@@ -131,10 +131,11 @@ func pipelineOf(h *plan.Host) pipeline {
 	return tables
 }
 
-// outputs returns the ports that a frame leaves by, in order, and what it is then; nothing if more than its
+// outputs returns the ports that a frame leaves by, in order, given the network that its tunnel says, and what it is then; nothing if more than its
 // MACs was changed.
-func (ts pipeline) outputs(t testing.TB, in uint32, frame []byte) (ports []string, out []byte) {
+func (ts pipeline) outputs(t testing.TB, in uint32, tun uint64, frame []byte) (ports []string, out []byte) {
 	p := extract(in, frame)
+	p.tun = tun
 	same := true
 	for table, more := uint8(0), true; more; {
 		more = false

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"runtime"
 
+	"github.com/cilium/ebpf/features"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
@@ -19,7 +20,7 @@ func Probe() plan.FastFacts {
 	go func() {
 		runtime.LockOSThread() // never unlocked: the thread ends with the goroutine, and its namespace too
 		peer, err := try()
-		f := plan.FastFacts{Can: err == nil, Peer: peer}
+		f := plan.FastFacts{Can: err == nil, Peer: peer, Ends: hasEnds()}
 		if errors.Is(err, unix.EPERM) {
 			f.Lack = "it is not known whether the kernel can: trying eBPF takes root; run it as root"
 		} else if err != nil {
@@ -49,4 +50,10 @@ func try() (peer bool, err error) {
 	}
 	_, _, err = p.attach(lo, false)
 	return peer, err
+}
+
+// hasEnds reports whether bpf_tunnel_key has the local address of a tunnel.
+func hasEnds() bool {
+	v, err := features.LinuxVersionCode()
+	return err == nil && v >= 6<<16
 }

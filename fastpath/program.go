@@ -149,12 +149,13 @@ var kinds = map[Kind]bpf.FastKind{
 	Trunk:         bpf.FastKindTRUNK,
 	Door:          bpf.FastKindDOOR,
 	Underlay:      bpf.FastKindUNDERLAY,
+	Tunnel:        bpf.FastKindTUNNEL,
 	ContainerTwin: bpf.FastKindTWIN_CONTAINER,
 	TrunkTwin:     bpf.FastKindTWIN_TRUNK,
 	DoorTwin:      bpf.FastKindTWIN_DOOR,
 }
 
-var hows = map[How]bpf.FastHow{Out: bpf.FastHowOUT, Inside: bpf.FastHowLOCAL, Host: bpf.FastHowHOST}
+var hows = map[How]bpf.FastHow{Out: bpf.FastHowOUT, Inside: bpf.FastHowLOCAL, Host: bpf.FastHowHOST, Keyed: bpf.FastHowKEYED}
 
 // bigEndian returns an IPv4 address as a number whose bytes in memory are those on the wire; zero for
 // none.

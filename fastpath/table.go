@@ -22,6 +22,8 @@ const (
 	// Underlay is the device that tunnel packets come in by. It has no twin: what the program does not
 	// take there goes its way as without it.
 	Underlay
+	// Tunnel is the device of all tunnels of the kernel's datapath. It has no twin either.
+	Tunnel
 	// ContainerTwin, TrunkTwin and DoorTwin are the slow twins of those: what comes out of them comes
 	// from the switch and goes to the device.
 	ContainerTwin
@@ -31,7 +33,7 @@ const (
 
 // String returns the kind in one word.
 func (k Kind) String() string {
-	return [...]string{"none", "container", "trunk", "door", "underlay", "container-twin", "trunk-twin", "door-twin"}[k]
+	return [...]string{"none", "container", "trunk", "door", "underlay", "tunnel", "container-twin", "trunk-twin", "door-twin"}[k]
 }
 
 // twin reports whether the device is a slow twin.
@@ -44,7 +46,7 @@ type Port struct {
 	VNI    uint32
 	Other  string     // the slow twin; of a twin the device it stands for
 	MAC    state.MAC  // of a container: its only source MAC
-	Addr   netip.Addr // and its only source address; of the underlay: the host's tunnel end
+	Addr   netip.Addr // and its only source address; of underlay and tunnel: the host's tunnel end
 	UDP    uint16     // of the underlay: the port of the tunnels
 
 	Network  state.NetworkID  // for who counts
@@ -67,16 +69,18 @@ const (
 	Inside
 	// Host: it is received by the host's end of the gateway's veth, by the network's [Exit].
 	Host
+	// Keyed: it is sent by the device of all tunnels, which is told the network and the peer.
+	Keyed
 )
 
 // String returns how in one word.
-func (h How) String() string { return [...]string{"out", "inside", "host", ""}[h&3] }
+func (h How) String() string { return [...]string{"out", "inside", "host", "keyed"}[h&3] }
 
 // Way is where a member's frames go. Comparable.
 type Way struct {
 	Device string
 	How    How
-	Trunk  string     // of a container: its network's VXLAN device, by which peers reach it
+	Trunk  string     // of a container: its network's VXLAN device, or that of all tunnels, by which peers reach it
 	Peer   netip.Addr // of a member elsewhere: the tunnel end of the host that has it
 }
 
@@ -130,7 +134,15 @@ func Outside(h *plan.Host) (Port, []netip.Addr, bool) {
 	return Port{Device: h.Device, Kind: Underlay, Addr: h.Underlay, UDP: h.TunnelPort}, h.Firewall.Peers, true
 }
 
-// Compile returns what the fast path has to know of a network on transport C. Local members whose
+// Tunnels returns the device of all tunnels of the kernel's datapath, on transport A.
+func Tunnels(h *plan.Host) []Port {
+	if h.Trunk == "" || !h.Underlay.Is4() {
+		return nil
+	}
+	return []Port{{Device: h.Trunk, Kind: Tunnel, Addr: h.Underlay}}
+}
+
+// Compile returns what the fast path has to know of a network on transports A and C. Local members whose
 // container is not there, and all that is not IPv4, are left to the switch. A network that is the
 // same pointer in two plans with a fast path has the same table.
 func Compile(n *plan.Network) Table {
@@ -145,30 +157,49 @@ func Compile(n *plan.Network) Table {
 
 // remote returns the way to a member elsewhere; false where there is no fast path, or that is not IPv4.
 func remote(n *plan.Network, r *plan.Remote) (Member, Way, bool) {
-	ok := n.Device != nil && n.Device.Twin != (plan.Twin{}) && r.Addr.Is4()
+	w := Way{Device: n.Trunk, How: Keyed, Peer: r.Via}
+	if n.Device != nil {
+		w.Device, w.How = n.Device.Name, Out
+	}
+	ok := fast(n) && r.Addr.Is4() && (w.How == Out || r.Via.Is4())
 	if !ok {
 		return Member{}, Way{}, false
 	}
-	return Member{n.VNI, r.MAC}, Way{Device: n.Device.Name, Peer: r.Via}, true
+	return Member{n.VNI, r.MAC}, w, true
+}
+
+// fast reports whether a network is planned with a fast path.
+func fast(n *plan.Network) bool {
+	return n.Trunk != "" || n.Device != nil && n.Device.Twin != (plan.Twin{})
+}
+
+// trunk returns the device by which frames of a network come from peers.
+func trunk(n *plan.Network) string {
+	if n.Device != nil {
+		return n.Device.Name
+	}
+	return n.Trunk
 }
 
 // Local is [Compile] without the members elsewhere, of whom there are many more.
 func Local(n *plan.Network) Table {
 	t := Table{Ways: make(map[Member]Way, len(n.Ports)), Entries: map[Inward]Entry{}}
-	if n.Device == nil || n.Device.Twin == (plan.Twin{}) {
+	if !fast(n) {
 		return t
 	}
 	add := func(p Port, twin plan.Twin, kind Kind) {
 		p.VNI, p.Other, p.Network = n.VNI, twin.Slow, n.ID
 		t.Ports = append(t.Ports, p, Port{Device: twin.Slow, Kind: kind, VNI: n.VNI, Other: p.Device})
 	}
-	add(Port{Device: n.Device.Name, Kind: Trunk}, n.Device.Twin, TrunkTwin)
+	if n.Device != nil {
+		add(Port{Device: n.Device.Name, Kind: Trunk}, n.Device.Twin, TrunkTwin)
+	}
 	for _, p := range n.Ports {
 		if p.Link == "" || !p.Addr.Is4() {
 			continue
 		}
 		add(Port{Device: p.Link, Kind: Container, MAC: p.MAC, Addr: p.Addr, Endpoint: p.Endpoint}, p.Twin, ContainerTwin)
-		t.Ways[Member{n.VNI, p.MAC}] = Way{Device: p.Link, How: Inside, Trunk: n.Device.Name}
+		t.Ways[Member{n.VNI, p.MAC}] = Way{Device: p.Link, How: Inside, Trunk: trunk(n)}
 		if n.Router.Out && n.Door != (plan.Door{}) {
 			t.Entries[Inward{n.Door.Far, p.Addr}] = Entry{p.Link, n.Router.MAC, p.MAC, n.Host.Addr}
 		}

@@ -23,7 +23,7 @@ func text(h *plan.Host) string {
 	var b strings.Builder
 	port := func(p Port) {
 		fmt.Fprintf(&b, "port %s %s other %s", p.Device, p.Kind, p.Other)
-		if p.Kind == Container {
+		if p.Addr.IsValid() {
 			fmt.Fprintf(&b, " mac %s addr %s", p.MAC, p.Addr)
 		}
 		b.WriteString("\n")
@@ -31,7 +31,7 @@ func text(h *plan.Host) string {
 	if p, peers, ok := Outside(h); ok {
 		fmt.Fprintf(&b, "port %s %s addr %s udp %d peers %v\n", p.Device, p.Kind, p.Addr, p.UDP, peers)
 	}
-	for _, p := range Doors(h.Gateway) {
+	for _, p := range slices.Concat(Tunnels(h), Doors(h.Gateway)) {
 		port(p)
 	}
 	for _, n := range inOrder(h) {
@@ -60,12 +60,12 @@ func text(h *plan.Host) string {
 	return b.String()
 }
 
-// TestGolden shows what plans are compiled to. On other transports nothing is.
+// TestGolden shows what plans are compiled to. On transport B nothing is.
 func TestGolden(t *testing.T) {
 	for _, c := range plantest.Cases(t) {
 		c.Facts.Choice.FastPath = true
 		got := text(c.Host())
-		if c.Facts.Choice.Transport != state.KernelVXLAN {
+		if c.Facts.Choice.Transport == state.OVSUserspace {
 			if strings.Contains(got, "port") || strings.Contains(got, "way") {
 				t.Errorf("%s has a fast path:\n%s", c.Name, got)
 			}

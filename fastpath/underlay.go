@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"net/netip"
 
 	"github.com/cilium/ebpf"
 	"github.com/vishvananda/netlink"
@@ -24,6 +25,9 @@ func (r *round) outside(want contents) {
 	port, peers, ok := Outside(r.host)
 	was := o.lack
 	o.port, o.lack = port, ""
+	if ok && r.host.Trunk != "" {
+		setPeers(want, peers, 0) // by the device of all tunnels, which asks who they are
+	}
 	if !ok {
 		o.other = false
 		return
@@ -38,6 +42,11 @@ func (r *round) outside(want contents) {
 	}
 	index := uint32(l.Attrs().Index)
 	want.ports[index] = port.encode(0)
+	setPeers(want, peers, index)
+}
+
+// setPeers notes peers, and the device that they are reached by past the host's own stack; 0: none.
+func setPeers(want contents, peers []netip.Addr, index uint32) {
 	for _, peer := range peers {
 		if peer.Is4() {
 			want.peers[bigEndian(peer)] = index

@@ -36,6 +36,7 @@ type OVSFacts struct {
 type FastFacts struct {
 	Can  bool
 	Peer bool   // it has bpf_redirect_peer (Linux 5.10)
+	Ends bool   // a program may name both ends of a tunnel of the kernel's datapath (Linux 6.0)
 	Lack string // what is missing; and what to do. Empty if it can
 }
 
@@ -49,7 +50,7 @@ type Choice struct {
 	Encap     state.Encap
 	TSO       bool
 	Why       string   // one clause, for status
-	FastPath  bool     // eBPF in front of the switch; transport C only. Set by [Choice.Fast]
+	FastPath  bool     // eBPF in front of the switch; transports A and C. Set by [Choice.Fast]
 	FastWhy   string   // one clause, for status
 	Warnings  []string // for status
 }
@@ -85,20 +86,21 @@ func Choose(w Wants, f OVSFacts) (Choice, error) {
 	return c, nil
 }
 
-// Fast returns the choice with a fast path or without: on transport C it has one where the kernel can,
-// unless it is not wanted. The other transports have none: on the kernel's datapath packets stay in
-// the kernel anyway, and what vswitchd encapsulates itself leaves by vswitchd.
+// Fast returns the choice with a fast path or without: on transports A, by VXLAN, and C it has one where the
+// kernel can, unless it is not wanted. B has none: what vswitchd encapsulates itself leaves by vswitchd.
 func (c Choice) Fast(w Wants, f FastFacts) Choice {
 	c.FastPath = false
 	switch {
 	case w.FastPath == off:
 		c.FastWhy = "--fastpath off"
-	case c.Transport == state.OVSKernel:
-		c.FastWhy = "the kernel's datapath carries packets already"
-	case c.Transport != state.KernelVXLAN:
+	case c.Transport == state.OVSUserspace:
 		c.FastWhy = "the tunnels of transport " + c.Transport.String() + " end in ovs-vswitchd"
+	case c.Encap != state.VXLAN:
+		c.FastWhy = "it is for VXLAN; the kernel's datapath carries packets"
 	case !f.Can:
 		c.FastWhy = f.Lack
+	case c.Transport == state.OVSKernel && !f.Ends:
+		c.FastWhy = "it takes Linux 6.0 beside the kernel's datapath, which carries packets"
 	case f.Peer:
 		c.FastPath, c.FastWhy = true, "the kernel has clsact, eBPF and bpf_redirect_peer"
 	default:

@@ -247,7 +247,7 @@ func TestUnderlayStays(t *testing.T) {
 
 // TestChooseFast: the fast path is on where it makes a difference and can be, unless it is not wanted.
 func TestChooseFast(t *testing.T) {
-	can, old, not := FastFacts{Can: true, Peer: true}, FastFacts{Can: true}, FastFacts{Lack: "no clsact"}
+	can, old, not := FastFacts{Can: true, Peer: true, Ends: true}, FastFacts{Can: true}, FastFacts{Lack: "no clsact"}
 	for _, tc := range []struct {
 		transport state.Transport
 		word      string
@@ -260,7 +260,9 @@ func TestChooseFast(t *testing.T) {
 		{state.KernelVXLAN, auto, old, true, "stands in"},
 		{state.KernelVXLAN, auto, not, false, "no clsact"},
 		{state.KernelVXLAN, off, can, false, "--fastpath off"},
-		{state.OVSKernel, auto, can, false, "kernel's datapath"},
+		{state.OVSKernel, auto, can, true, "and bpf_redirect_peer"},
+		{state.OVSKernel, auto, old, false, "it takes Linux 6.0"},
+		{state.OVSKernel, auto, not, false, "no clsact"},
 		{state.OVSUserspace, auto, can, false, "ovs-userspace"},
 		{state.OVSKernel, off, can, false, "--fastpath off"},
 	} {
@@ -268,6 +270,9 @@ func TestChooseFast(t *testing.T) {
 		if c.FastPath != tc.want || !strings.Contains(c.FastWhy, tc.why) {
 			t.Errorf("%s %q %+v: %t %q", tc.transport, tc.word, tc.f, c.FastPath, c.FastWhy)
 		}
+	}
+	if c := (Choice{Transport: state.OVSKernel, Encap: state.Geneve}).Fast(Wants{}, can); c.FastPath || !strings.Contains(c.FastWhy, "VXLAN") {
+		t.Errorf("Geneve: %t %q", c.FastPath, c.FastWhy)
 	}
 	if _, err := Choose(Wants{FastPath: "on"}, OVSFacts{Installed: true, Module: true}); err == nil {
 		t.Error("--fastpath on is no word of ours")

@@ -120,7 +120,7 @@ func (x *examiner) fastPath(c Choice) {
 	switch {
 	case c.FastPath:
 		x.say("fastpath", Fit, "", "on: %s", c.FastWhy)
-	case c.Transport == state.KernelVXLAN && x.Wants.FastPath != off:
+	case c.Transport == state.KernelVXLAN && x.Wants.FastPath != off: // on A packets stay in the kernel without
 		what, do, _ := strings.Cut(c.FastWhy, "; ")
 		x.say("fastpath", Doubt, do, "off: %s", what)
 	default:

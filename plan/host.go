@@ -22,8 +22,10 @@ type Host struct {
 	// TSO: vswitchd runs with userspace TSO, so container offloads stay on.
 	TSO bool
 	// FastPath: known unicast is sent from device to device before it comes to the switch, whose
-	// ports are the slow twins of the devices; transport C only.
+	// ports are the slow twins of the devices; transports A and C.
 	FastPath bool
+	// Trunk is the device by which all tunnels of the kernel's datapath go, made by it; A with a fast path.
+	Trunk    string
 	Tunnels  []Tunnel // in the order of peers; A and B
 	Networks map[state.NetworkID]*Network
 	Links    []Link   // in the order of names
@@ -49,6 +51,7 @@ type Network struct {
 	Subnet netip.Prefix
 	MTU    uint32 // of its devices, bytes
 	Device *Vxlan // transport C only
+	Trunk  string // that of the Host
 	Ports  []Port // local members, in the order of addresses
 	// Remotes are the members elsewhere, in the order of addresses. One that did not change is the same
 	// pointer as in the plan before.

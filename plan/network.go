@@ -155,7 +155,7 @@ func valid(n *state.Network) iter.Seq[*state.Endpoint] {
 func (p *planner) network(m member, same bool) *Network {
 	n := &Network{
 		ID: m.net.ID, Name: m.net.Name, VNI: m.net.VNI, Subnet: m.net.Def.Subnet,
-		MTU: p.host.MTU, from: m.net, local: m.local,
+		MTU: p.host.MTU, Trunk: p.host.Trunk, from: m.net, local: m.local,
 	}
 	if own := m.net.Def.MTU; own != 0 && own < n.MTU {
 		n.MTU = own

@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"encoding/hex"
+	"fmt"
 	"net/netip"
 	"slices"
 
@@ -56,9 +57,12 @@ func For(last *Host, v *state.View, f Facts) *Host {
 		TunnelPort: tunnelPort(v, f.Self),
 		MTU:        overlayMTU(v, f),
 		TSO:        f.Choice.TSO,
-		FastPath:   f.Choice.FastPath && f.Choice.Transport == state.KernelVXLAN,
+		FastPath:   f.Choice.FastPath && canFast(f.Choice),
 		Networks:   map[state.NetworkID]*Network{},
 		peers:      peersOf(v, f),
+	}
+	if h.FastPath && h.Transport == state.OVSKernel {
+		h.Trunk = trunkName(h.TunnelPort)
 	}
 	p := planner{last: last, host: h, view: v, facts: f}
 	p.members = p.localMembers()
@@ -254,6 +258,15 @@ func (p *planner) firewall() {
 	fw.Peers = slices.Compact(fw.Peers)
 	p.host.Firewall = fw
 }
+
+// canFast reports whether there is a fast path for a transport and its encapsulation.
+func canFast(c Choice) bool {
+	return c.Transport == state.KernelVXLAN || c.Transport == state.OVSKernel && c.Encap == state.VXLAN
+}
+
+// trunkName is the name that ovs-vswitchd gives to the device of all VXLAN tunnels by a UDP port
+// (lib/dpif-netlink-rtnl.c).
+func trunkName(udp uint16) string { return fmt.Sprint("vxlan_sys_", udp) }
 
 // Names of devices have at most 15 characters (IFNAMSIZ); ours have 13.
 

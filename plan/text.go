@@ -16,7 +16,7 @@ func (h *Host) String() string {
 	fmt.Fprintf(&b, "bridge %s datapath %s transport %s encap %s\n", h.Bridge, h.Datapath, h.Transport, h.Encap)
 	fmt.Fprintf(&b, "underlay %s addr %s port %d mtu %d tso %s\n", h.Device, h.Underlay, h.TunnelPort, h.MTU, onOff(h.TSO))
 	if h.FastPath {
-		b.WriteString("fast path on\n")
+		fmt.Fprintf(&b, "fast path on trunk %s\n", cmp.Or(h.Trunk, "none"))
 	}
 	for _, t := range h.Tunnels {
 		fmt.Fprintf(&b, "tunnel %s peer %s remote %s ofport %d\n", t.Name, t.Peer, t.Remote, t.OFPort)

@@ -526,10 +526,12 @@ func drifts(on layout) []breakage {
 		{what: "all of Open vSwitch killed", lab: []string{"killovs", "1"}},
 		{what: "database wiped", lab: []string{"wipeovs", "1"}},
 	}
+	if on.transport != "ovs-userspace" {
+		all = append(all, breakage{what: "programs removed", part: []string{"programs", "remove"}})
+	}
 	if on.transport == "kernel-vxlan" {
 		return append(all,
 			breakage{what: "vxlan down", how: "for d in $(ip -o link | grep -o 'mv-[0-9a-f]*' | sort -u); do ip link set $d down; done"},
-			breakage{what: "programs removed", part: []string{"programs", "remove"}},
 			breakage{what: "twins down", how: "for d in $(ip -o link | grep -oE 'm[cv][so][0-9a-f]+' | sort -u); do ip link set $d down; done"},
 			breakage{what: "twins removed", how: "for d in $(ip -o link | grep -oE '(mc|mv|mesh)s[0-9a-fgw-]+' | sort -u); do ip link del $d; done"},
 			breakage{what: "vxlan removed", how: "ip link del $(ip -o link | grep -o 'mv-[0-9a-f]*' | head -1)"},

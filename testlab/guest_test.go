@@ -112,6 +112,7 @@ func guestParts(t *testing.T) {
 			if l.nothingOfA(h) == "" {
 				t.Errorf("host %d has transport A, and nothing of it is found", h)
 			}
+			l.fast(h, true, "the kernel has")
 		}
 		l.converged()
 		l.reach()
@@ -124,10 +125,24 @@ func guestParts(t *testing.T) {
 		l.play(t, "isolation", "broadcast", "spoofed", "forged", "multicast", "gateway", "published")
 		t.Run("daemon", func(t *testing.T) { l.on(t).daemonEnds("killed") })
 		for _, d := range drifts(layout{transport: "ovs-kernel"}) {
-			if slices.Contains([]string{"one flow deleted", "tunnels removed", "nft flushed"}, d.what) {
+			if slices.Contains([]string{"one flow deleted", "tunnels removed", "nft flushed", "programs removed"}, d.what) {
 				t.Run(d.what, func(t *testing.T) { l.on(t).drift(d) })
 			}
 		}
+		t.Run("fast path off", func(t *testing.T) {
+			l := l.on(t)
+			all(1, 3, func(h int) { l.again(h, "--fastpath", "off") })
+			for h := 1; h <= 3; h++ {
+				l.fast(h, false, "--fastpath off")
+				if left := l.nothingOfFast(h); left != "" {
+					t.Errorf("host %d has no fast path, and still\n%s", h, left)
+				}
+			}
+			l.converged()
+			l.play(t, "reach", "isolation", "spoofed")
+			all(1, 3, func(h int) { l.again(h) })
+			l.converged()
+		})
 	})
 	t.Run("A and C", func(t *testing.T) {
 		l := l.on(t)
@@ -246,7 +261,7 @@ func (l *lab) wantTransport(host int, want string) {
 func (l *lab) nothingOfC(host int) string {
 	l.t.Helper()
 	return l.findings(host, `ip -br link show type vxlan | grep '^mv-'
-		ip -br link | grep -E '^(mc|mv|mesh)[so]'
+		ip -br link | grep -E '^mv[so]'
 		nft list table inet meshnet | grep 'saddr @peers'
 		ls -d /run/meshnet/ovs
 		pgrep -af '^(/usr/sbin/)?(ovs-vswitchd|ovsdb-server) .*/run/meshnet/ovs/'

@@ -232,7 +232,7 @@ func look(ctx context.Context, o options, log *slog.Logger) (*host, error) {
 		return nil, err
 	}
 	var fast plan.FastFacts
-	if h.choice.Transport == state.KernelVXLAN && o.wants.FastPath != "off" {
+	if h.choice.Transport != state.OVSUserspace && o.wants.FastPath != "off" {
 		fast = fastpath.Probe()
 	}
 	h.choice = h.choice.Fast(o.wants, fast)

@@ -2,16 +2,16 @@
 
 // SPDX-License-Identifier: MIT OR GPL-2.0-only
 
-// The fast path of transport C: a frame that is an exact, unspoofed IPv4 unicast between two known
+// The fast path of transports A and C: a frame that is an exact, unspoofed IPv4 unicast between two known
 // members of one network goes from device to device without leaving the kernel. All else goes to the
 // device's slow twin, a veth whose other end is a port of Open vSwitch, unchanged.
 //
 // The same goes for what a container sends to the world by its network's gateway, and for what comes
 // back from there: both are known by the MACs of the veth that leads to the host's own stack.
 //
-// One program sits at the ingress of five kinds of device: the host's end of a container's veth, a
-// network's VXLAN device, the switch's end of the gateway's veth, the slow twins of all (clsact, TCX), and the
-// device that tunnel packets come in by (TCX). It may send less than the switch would, never more: what it
+// One program sits at the ingress of six kinds of device: the host's end of a container's veth, a
+// network's VXLAN device (C), the device of all tunnels (A), the switch's end of the gateway's veth, the slow
+// twins of all but that of the tunnels (clsact, TCX), and the device that tunnel packets come in by (TCX). It may send less than the switch would, never more: what it
 // lets pass is what the pipeline (ovs/flow) delivers to the same device with the same MACs. See
 // bpf-helpers(7), tc-bpf(8).
 //
@@ -50,9 +50,10 @@ enum kind {
 	TRUNK = 2,     // a network's VXLAN device
 	DOOR = 3,      // the switch's end of the veth to the host's own stack
 	UNDERLAY = 4,  // has the host's end of the tunnels
-	TWIN_CONTAINER = 5,
-	TWIN_TRUNK = 6,
-	TWIN_DOOR = 7,
+	TUNNEL = 5,    // of the kernel's datapath: all tunnels end there
+	TWIN_CONTAINER = 6,
+	TWIN_TRUNK = 7,
+	TWIN_DOOR = 8,
 };
 
 // How a frame gets onto a device.
@@ -60,6 +61,7 @@ enum how {
 	OUT = 0,   // sent by it
 	LOCAL = 1, // to the other end of a container's veth
 	HOST = 2,  // received by the host's end of the gateway's veth, by the network's exit
+	KEYED = 3, // sent by the device of all tunnels, which is told the network and the peer
 };
 
 // Why a frame went which way; the index of a counter.
@@ -81,7 +83,7 @@ struct port {
 	__u32 vni;
 	__u32 other; // the slow twin's ifindex; of a twin, that of the device it stands for
 	enum kind kind;
-	__be32 ip; // CONTAINER: the only source address; UNDERLAY: of the host's end of the tunnels
+	__be32 ip; // CONTAINER: the only source address; UNDERLAY, TUNNEL: of the host's end of the tunnels
 	__u8 mac[6];
 	__be16 udp; // UNDERLAY: the port of the tunnels
 };
@@ -95,8 +97,8 @@ struct member {
 struct way {
 	__u32 ifindex;
 	enum how how;
-	__u32 trunk; // LOCAL: the VXLAN device of its network, by which peers reach it
-	__be32 peer; // OUT: the tunnel end of the peer that has the member
+	__u32 trunk; // LOCAL: the VXLAN device of its network, or that of all tunnels, by which peers reach it
+	__be32 peer; // OUT, KEYED: the tunnel end of the peer that has the member
 };
 
 // flow is packets that came in by the tunnel and must stay in order: of a peer's, the source port tells
@@ -466,6 +468,45 @@ static __always_inline int wrap(struct __sk_buff *skb, __u32 vni, __be32 peer)
 	return bpf_redirect_neigh(card, &hop, sizeof(hop), 0);
 }
 
+// address tells the device of all tunnels where a frame is to go, as the kernel's datapath would: with the
+// options of the tunnel's port (ovs-vswitchd.conf.db(5)) as they are by default, so with Don't Fragment and
+// without a checksum of UDP.
+static __always_inline long address(struct __sk_buff *skb, __u32 vni, const struct way *way)
+{
+	struct port *tunnel = bpf_map_lookup_elem(&meshnet_ports, &way->ifindex);
+	if (!tunnel)
+		return -1;
+	struct bpf_tunnel_key key = {
+		.tunnel_id = vni, .remote_ipv4 = bpf_ntohl(way->peer), .local_ipv4 = bpf_ntohl(tunnel->ip), .tunnel_ttl = 64,
+	};
+	return bpf_skb_set_tunnel_key(skb, &key, sizeof(key), BPF_F_ZERO_CSUM_TX | BPF_F_DONT_FRAGMENT);
+}
+
+// arrive hands a frame that came by the device of all tunnels to a container here. What it does not take
+// goes to the kernel's datapath.
+static __always_inline int arrive(struct __sk_buff *skb, const struct port *tunnel)
+{
+	struct bpf_tunnel_key key = {};
+	if (bpf_skb_get_tunnel_key(skb, &key, sizeof(key), 0))
+		return TC_ACT_UNSPEC;
+	__be32 peer = bpf_htonl(key.remote_ipv4);
+	void *known = bpf_map_lookup_elem(&meshnet_peers, &peer);
+	if (!known || bpf_htonl(key.local_ipv4) != tunnel->ip)
+		return TC_ACT_UNSPEC;
+	__u32 in = skb->ifindex, len = skb->len;
+	struct port trunk = {.vni = key.tunnel_id, .kind = TRUNK};
+	struct verdict v = {};
+	struct frame f = {(void *)(long)skb->data, (void *)(long)skb->data_end, len, skb->vlan_present, in};
+	v.why = classify(&f, &trunk, &v);
+	if (v.why == FAST && v.way.how != LOCAL)
+		v.why = UNKNOWN; // nothing goes out again
+	note(in, v.why, len);
+	if (v.why != FAST)
+		return TC_ACT_UNSPEC;
+	tell(skb, FAST, v.way.ifindex, LOCAL);
+	return PEER ? bpf_redirect_peer(v.way.ifindex, 0) : bpf_redirect(v.way.ifindex, 0);
+}
+
 SEC("tc")
 int meshnet_fast(struct __sk_buff *skb)
 {
@@ -477,6 +518,8 @@ int meshnet_fast(struct __sk_buff *skb)
 		return TC_ACT_UNSPEC; // for others' filters
 	if (p->kind == UNDERLAY)
 		return PEER ? unwrap(skb, p) : TC_ACT_UNSPEC;
+	if (p->kind == TUNNEL)
+		return arrive(skb, p);
 	if (p->kind >= TWIN_CONTAINER) {
 		v.why = RETURN;
 		v.way.how = p->kind == TWIN_CONTAINER ? LOCAL : OUT;
@@ -497,6 +540,8 @@ int meshnet_fast(struct __sk_buff *skb)
 			return sent;
 	}
 	tell(skb, v.why, v.way.ifindex, v.way.how);
+	if (v.way.how == KEYED && address(skb, p->vni, &v.way))
+		return TC_ACT_SHOT; // the device is not known: it has just gone
 	if (v.way.how == LOCAL && PEER)
 		return bpf_redirect_peer(v.way.ifindex, 0);
 	return bpf_redirect(v.way.ifindex, v.way.how == HOST ? BPF_F_INGRESS : 0);

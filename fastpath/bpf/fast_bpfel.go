@@ -48,6 +48,7 @@ const (
 	FastHowOUT   FastHow = 0
 	FastHowLOCAL FastHow = 1
 	FastHowHOST  FastHow = 2
+	FastHowKEYED FastHow = 3
 )
 
 type FastInward struct {
@@ -64,9 +65,10 @@ const (
 	FastKindTRUNK          FastKind = 2
 	FastKindDOOR           FastKind = 3
 	FastKindUNDERLAY       FastKind = 4
-	FastKindTWIN_CONTAINER FastKind = 5
-	FastKindTWIN_TRUNK     FastKind = 6
-	FastKindTWIN_DOOR      FastKind = 7
+	FastKindTUNNEL         FastKind = 5
+	FastKindTWIN_CONTAINER FastKind = 6
+	FastKindTWIN_TRUNK     FastKind = 7
+	FastKindTWIN_DOOR      FastKind = 8
 )
 
 type FastMember struct {
