@@ -139,7 +139,7 @@ func guestParts(t *testing.T) {
 				}
 			}
 			l.converged()
-			l.play(t, "reach", "isolation", "spoofed")
+			l.play(t, "reach", "spoofed", "forged")
 			all(1, 3, func(h int) { l.again(h) })
 			l.converged()
 		})
