@@ -42,11 +42,12 @@ var house = map[string][]string{
 		"ovs/openflow", "plan", "state"},
 	"testlab": {},
 
-	"mesh/meshtest": {},
-	"mesh/sim":      {}, // tests only
-	"plan/plantest": {"crdt", "plan", "state"},
-	"ovs/ovstest":   {},
-	"netns/nstest":  {},
+	"mesh/meshtest":     {},
+	"fastpath/fasttest": {},
+	"mesh/sim":          {}, // tests only
+	"plan/plantest":     {"crdt", "plan", "state"},
+	"ovs/ovstest":       {},
+	"netns/nstest":      {},
 
 	// Measured beside its peers in a module of its own, so that the product's has none of them.
 	"bench/gossip": {"mesh", "state"},
@@ -62,12 +63,12 @@ var owners = map[string][]string{
 	"github.com/hashicorp/memberlist": {"mesh", "mesh/meshtest", "bench/gossip"},
 	"github.com/libp2p/zeroconf/v2":   {"mesh"},
 	"github.com/ovn-org/libovsdb":     {"ovs"},
-	"github.com/vishvananda/netlink":  {"netns", "fastpath"},
-	"github.com/cilium/ebpf":          {"fastpath", "fastpath/bpf"},
+	"github.com/vishvananda/netlink":  {"netns", "fastpath", "fastpath/fasttest"},
+	"github.com/cilium/ebpf":          {"fastpath", "fastpath/bpf", "fastpath/fasttest"},
 	"github.com/vishvananda/netns":    {"netns"},
 	"github.com/safchain/ethtool":     {"netns"},
 	"github.com/google/nftables":      {"netns"},
-	"golang.org/x/sys":                {"netns", "netns/nstest", "fastpath"},
+	"golang.org/x/sys":                {"netns", "netns/nstest", "fastpath", "fastpath/fasttest"},
 	"github.com/moby/moby/client":     {"docker"},
 	"github.com/moby/moby/api":        {"docker"},
 	"github.com/urfave/cli/v2":        {"cmd/meshnet"},

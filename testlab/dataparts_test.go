@@ -16,10 +16,7 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/cilium/ebpf"
-	"github.com/cilium/ebpf/link"
-	"github.com/vishvananda/netlink"
-	"golang.org/x/sys/unix"
+	"meshnet/fastpath/fasttest"
 )
 
 // who ADDRESS COUNT: takes TCP connections and prints who each comes from.
@@ -204,47 +201,20 @@ func tunnel(args []string) error {
 	return err
 }
 
-// programs list|remove: the devices that carry an eBPF program at their ingress, by TCX or by a filter, one a line; or
-// removes all of these programs.
+// programs list|remove: the devices that carry an eBPF program at their ingress, one a line; or removes all of these
+// programs.
 func programs(args []string) error {
-	devices, err := net.Interfaces()
+	devices, err := fasttest.Carriers()
 	if err != nil {
 		return err
 	}
 	for _, d := range devices {
-		dev := &netlink.Dummy{LinkAttrs: netlink.LinkAttrs{Index: d.Index}}
-		filters, err := netlink.FilterList(dev, netlink.HANDLE_MIN_INGRESS)
-		if err != nil && !errors.Is(err, unix.EINVAL) { // no qdisc for filters
-			return err
-		}
-		q, err := link.QueryPrograms(link.QueryOptions{Target: d.Index, Attach: ebpf.AttachTCXIngress})
-		if err != nil {
-			q = &link.QueryResult{} // before Linux 6.6
-		}
-		if len(filters)+len(q.Programs) == 0 {
-			continue
-		}
 		fmt.Println(d.Name)
-		if args[0] == "list" {
-			continue
-		}
-		for _, f := range filters {
-			if err := netlink.FilterDel(f); err != nil {
-				return err
-			}
-		}
-		for _, a := range q.Programs {
-			p, err := ebpf.NewProgramFromID(a.ID)
-			if err != nil {
-				return err
-			}
-			err = link.RawDetachProgram(link.RawDetachProgramOptions{Target: d.Index, Program: p, Attach: ebpf.AttachTCXIngress})
-			if err != nil {
-				return err
-			}
+		if args[0] == "remove" {
+			err = errors.Join(err, d.Clear())
 		}
 	}
-	return nil
+	return err
 }
 
 // datagram returns a frame with an IPv4 UDP packet, without a checksum of UDP.
