@@ -143,18 +143,18 @@ func (p *Path) Yield(ctx context.Context) error {
 	return nil
 }
 
-// carries reports whether a device has the program of that number, and no other of ours.
+// carries reports whether a device has the program of that number: as the last by TCX, or as the only filter of ours.
 func (d *devices) carries(name string, id ebpf.ProgramID, tcx bool) (bool, error) {
 	l, ok := d.get(name)
 	if !ok {
 		return false, nil
 	}
 	if tcx {
-		all, err := heard(uint32(l.Attrs().Index))
+		last, err := isLast(uint32(l.Attrs().Index), id)
 		if errors.Is(err, unix.ENODEV) {
 			return false, nil
 		}
-		return len(all) > 0 && all[len(all)-1] == id, err
+		return last, err
 	}
 	filters, err := filtersOf(l)
 	return len(filters) == 1 && filters[0].Id == int(id), err
@@ -187,6 +187,12 @@ func heard(index uint32) ([]ebpf.ProgramID, error) {
 		all[i] = p.ID
 	}
 	return all, nil
+}
+
+// isLast reports whether a program is the last that is attached to a device by TCX.
+func isLast(index uint32, id ebpf.ProgramID) (bool, error) {
+	all, err := heard(index)
+	return len(all) > 0 && all[len(all)-1] == id, err
 }
 
 // dismiss detaches our programs, by their name, but one, and returns how many.

@@ -67,13 +67,18 @@ func host(t testing.TB, h *plan.Host) {
 	}
 }
 
-// two is a host with two containers on a network that has a third elsewhere.
+// two is a host on transport C with two containers on a network that has a third elsewhere.
 func two(t testing.TB, on bool) (*plantest.Mesh, state.NetworkID, plan.Facts) {
+	return twoOn(t, state.KernelVXLAN, on)
+}
+
+// twoOn is [two] on another transport.
+func twoOn(t testing.TB, transport state.Transport, on bool) (*plantest.Mesh, state.NetworkID, plan.Facts) {
 	m := plantest.NewMesh(t, 2)
 	web := m.Create("web", "10.2.0.0/16")
 	a, b := m.Attach(1, web, "10.2.0.5"), m.Attach(1, web, "10.2.0.6")
 	m.Attach(2, web, "10.2.0.7")
-	f := plantest.Facts(state.KernelVXLAN, a.ID, b.ID)
+	f := plantest.Facts(transport, a.ID, b.ID)
 	f.Choice.FastPath = on
 	return m, web, f
 }

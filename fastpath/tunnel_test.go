@@ -33,12 +33,7 @@ func tunnel(t *testing.T, h *plan.Host) netlink.Link {
 func beside(t *testing.T, with *program) (*Path, *plan.Host, *plan.Network) {
 	t.Helper()
 	apart(t)
-	m := plantest.NewMesh(t, 2)
-	web := m.Create("web", "10.2.0.0/16")
-	a, b := m.Attach(1, web, "10.2.0.5"), m.Attach(1, web, "10.2.0.6")
-	m.Attach(2, web, "10.2.0.7")
-	f := plantest.Facts(state.OVSKernel, a.ID, b.ID)
-	f.Choice.FastPath = true
+	m, web, f := twoOn(t, state.OVSKernel, true)
 	h := plan.For(nil, m.View(), f)
 	host(t, h)
 	card := must(t, h.Device)

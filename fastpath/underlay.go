@@ -106,8 +106,7 @@ func (o *outer) intact(have *devices, id ebpf.ProgramID) (bool, error) {
 	if uint32(l.Attrs().Index) != o.index {
 		return false, nil
 	}
-	all, err := heard(o.index)
-	return len(all) > 0 && all[len(all)-1] == id, err
+	return isLast(o.index, id)
 }
 
 // listen attaches the program to the device that tunnel packets come in by, if they can be taken there.
