@@ -12,6 +12,7 @@ import (
 	"github.com/cilium/ebpf/asm"
 	"github.com/cilium/ebpf/features"
 	"github.com/cilium/ebpf/rlimit"
+	"golang.org/x/sys/unix"
 
 	"meshnet/fastpath/bpf"
 )
@@ -76,6 +77,11 @@ func loadSpec(spec *ebpf.CollectionSpec, peer bool, room uint32) (*program, erro
 	}
 	if err := spec.Variables[bpf.FastVarPEER].Set(flag); err != nil {
 		return nil, fmt.Errorf("set up the program: %w", err)
+	}
+	if v, err := features.LinuxVersionCode(); err == nil && v < 6<<16|3<<8 {
+		if err := spec.Variables[bpf.FastVarROUTE].Set(uint32(unix.BPF_FIB_LOOKUP_OUTPUT)); err != nil {
+			return nil, fmt.Errorf("set up the program: %w", err)
+		}
 	}
 	var o bpf.FastObjects
 	if err := spec.LoadAndAssign(&o, nil); err != nil {

@@ -9,11 +9,11 @@
 // The same goes for what a container sends to the world by its network's gateway, and for what comes
 // back from there: both are known by the MACs of the veth that leads to the host's own stack.
 //
-// One program sits at the ingress of six kinds of device: the host's end of a container's veth, a
-// network's VXLAN device (C), the device of all tunnels (A), the switch's end of the gateway's veth, the slow
-// twins of all but that of the tunnels (clsact, TCX), and the device that tunnel packets come in by (TCX). It may send less than the switch would, never more: what it
-// lets pass is what the pipeline (ovs/flow) delivers to the same device with the same MACs. See
-// bpf-helpers(7), tc-bpf(8).
+// One program sits at the ingress (TCX, or clsact) of six kinds of device: the host's end of a container's
+// veth, a network's VXLAN device (C), the device of all tunnels (A), the switch's end of the gateway's veth, the
+// slow twins of all but that of the tunnels, and the device that tunnel packets come in by. It may send less than
+// the switch would, never more: what it lets pass is what the pipeline (ovs/flow) delivers to the same device with
+// the same MACs. See bpf-helpers(7), tc-bpf(8).
 //
 // On the last of these it takes a packet only if what is in it is for a container here and plain enough
 // that the kernel's VXLAN device would unwrap it to the very same frame. All else there is none of its
@@ -43,6 +43,14 @@
 
 // PEER: bpf_redirect_peer and bpf_redirect_neigh are there (Linux 5.10). Set before the program is loaded.
 volatile const __u8 PEER = 1;
+
+// Of linux/bpf.h since Linux 6.3.
+#define BPF_FIB_LOOKUP_SKIP_NEIGH (1U << 2)
+#define AF_INET 2
+
+// ROUTE: how the host's routes are asked for. Before Linux 6.3 not without the next hop's MAC, so that what goes to
+// one whose MAC is not known goes by the VXLAN device. Set before the program is loaded.
+volatile const __u32 ROUTE = BPF_FIB_LOOKUP_OUTPUT | BPF_FIB_LOOKUP_SKIP_NEIGH;
 
 // What a device is.
 enum kind {
@@ -131,10 +139,6 @@ struct wrapping {
 // nobody changed it).
 #define SOURCE_MIN 32768
 #define SOURCE_MAX 60999
-
-// Of linux/bpf.h since Linux 6.3.
-#define BPF_FIB_LOOKUP_SKIP_NEIGH (1U << 2)
-#define AF_INET 2
 
 // exit is how a network's containers reach the world.
 struct exit {
@@ -423,7 +427,7 @@ static __always_inline int unwrap(struct __sk_buff *skb, const struct port *unde
 static __always_inline int wrap(struct __sk_buff *skb, __u32 vni, __be32 peer)
 {
 	__u32 *device = bpf_map_lookup_elem(&meshnet_peers, &peer);
-	if (!device)
+	if (!device || !*device)
 		return TC_ACT_UNSPEC;
 	__u32 card = *device, total = skb->len + WRAPPING - sizeof(struct ethhdr);
 	struct port *under = bpf_map_lookup_elem(&meshnet_ports, &card);
@@ -437,7 +441,7 @@ static __always_inline int wrap(struct __sk_buff *skb, __u32 vni, __be32 peer)
 		.family = AF_INET, .l4_protocol = IPPROTO_UDP, .tot_len = skb->gso_size ? 0 : total,
 		.ifindex = card, .ipv4_src = under->ip, .ipv4_dst = peer,
 	};
-	if (bpf_fib_lookup(skb, &route, sizeof(route), BPF_FIB_LOOKUP_OUTPUT | BPF_FIB_LOOKUP_SKIP_NEIGH) || route.ifindex != card)
+	if (bpf_fib_lookup(skb, &route, sizeof(route), ROUTE) || route.ifindex != card)
 		return TC_ACT_UNSPEC;
 	__u32 hash = bpf_get_hash_recalc(skb);
 	hash ^= hash << 16;

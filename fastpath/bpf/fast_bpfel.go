@@ -121,6 +121,7 @@ const (
 	FastMapMeshnetPorts   = "meshnet_ports"
 	FastProgMeshnetFast   = "meshnet_fast"
 	FastVarPEER           = "PEER"
+	FastVarROUTE          = "ROUTE"
 	FastVarMeshnetHow     = "meshnet_how"
 	FastVarMeshnetReason  = "meshnet_reason"
 )
@@ -188,6 +189,7 @@ type FastMapSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type FastVariableSpecs struct {
 	PEER          *ebpf.VariableSpec `ebpf:"PEER"`
+	ROUTE         *ebpf.VariableSpec `ebpf:"ROUTE"`
 	MeshnetHow    *ebpf.VariableSpec `ebpf:"meshnet_how"`
 	MeshnetReason *ebpf.VariableSpec `ebpf:"meshnet_reason"`
 }
@@ -238,6 +240,7 @@ func (m *FastMaps) Close() error {
 // It can be passed to LoadFastObjects or ebpf.CollectionSpec.LoadAndAssign.
 type FastVariables struct {
 	PEER          *ebpf.Variable `ebpf:"PEER"`
+	ROUTE         *ebpf.Variable `ebpf:"ROUTE"`
 	MeshnetHow    *ebpf.Variable `ebpf:"meshnet_how"`
 	MeshnetReason *ebpf.Variable `ebpf:"meshnet_reason"`
 }
