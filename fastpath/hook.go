@@ -18,8 +18,10 @@ import (
 const (
 	// hookName is the name that our programs and filters have.
 	hookName = bpf.FastProgMeshnetFast
-	// filterPriority puts ours before what others may add.
+	// filterPriority puts ours before what others may add, and lastPriority behind it, on devices that are not
+	// ours.
 	filterPriority = 1
+	lastPriority   = 0xffff
 	// loopback is the index of the loopback device of every network namespace.
 	loopback = 1
 )
@@ -59,7 +61,7 @@ func (r *round) attach(name string, mtu uint32) error {
 // RCU, 12 ms, so what is new gets a filter, and TCX when it is to lose it, see [Path.Yield].
 func (p *program) attach(l netlink.Link, can bool) (done, tcx bool, err error) {
 	if !can {
-		done, err = p.filter(l)
+		done, err = p.filter(l, filterPriority)
 		return done, false, err
 	}
 	id, err := p.id()
@@ -79,7 +81,7 @@ func (p *program) attach(l netlink.Link, can bool) (done, tcx bool, err error) {
 		done, err = p.toTCX(l)
 		return done, true, err
 	}
-	if done, err = p.filter(l); err != nil {
+	if done, err = p.filter(l, filterPriority); err != nil {
 		return false, false, err
 	}
 	n, err := dismiss(index, all, 0) // it would come first
@@ -160,7 +162,7 @@ func (d *devices) carries(name string, id ebpf.ProgramID, tcx bool) (bool, error
 	return len(filters) == 1 && filters[0].Id == int(id), err
 }
 
-// detach removes our programs from a device of ours, however they are attached.
+// detach removes our programs from a device, however they are attached.
 func (r *round) detach(l netlink.Link) error {
 	n := 0
 	if all, err := heard(uint32(l.Attrs().Index)); err == nil {
@@ -247,9 +249,9 @@ func (p *program) listen(l netlink.Link) (bool, error) {
 	return done || n > 0, err
 }
 
-// filter makes the program the first filter at the ingress of a device, in place of an earlier one of
-// ours (tc-bpf(8), direct action), unless it is, and reports whether it was not.
-func (p *program) filter(l netlink.Link) (bool, error) {
+// filter makes the program a filter at the ingress of a device, in place of an earlier one of ours (tc-bpf(8),
+// direct action), unless it is, and reports whether it was not. Filters come in the order of priorities.
+func (p *program) filter(l netlink.Link, priority uint16) (bool, error) {
 	id, err := p.id()
 	if err != nil {
 		return false, err
@@ -267,7 +269,7 @@ func (p *program) filter(l netlink.Link) (bool, error) {
 	}
 	err = netlink.FilterReplace(&netlink.BpfFilter{
 		FilterAttrs: netlink.FilterAttrs{
-			LinkIndex: index, Parent: netlink.HANDLE_MIN_INGRESS, Handle: 1, Protocol: unix.ETH_P_ALL, Priority: filterPriority,
+			LinkIndex: index, Parent: netlink.HANDLE_MIN_INGRESS, Handle: 1, Protocol: unix.ETH_P_ALL, Priority: priority,
 		},
 		Fd: p.prog.FD(), Name: hookName, DirectAction: true,
 	})
@@ -296,11 +298,16 @@ func filtersOf(l netlink.Link) ([]*netlink.BpfFilter, error) {
 	}
 	var out []*netlink.BpfFilter
 	for _, f := range all {
-		if b, ok := f.(*netlink.BpfFilter); ok && strings.HasPrefix(b.Name, hookName) {
-			out = append(out, b)
+		if isOurs(f) {
+			out = append(out, f.(*netlink.BpfFilter))
 		}
 	}
 	return out, nil
+}
+
+func isOurs(f netlink.Filter) bool {
+	b, ok := f.(*netlink.BpfFilter)
+	return ok && strings.HasPrefix(b.Name, hookName)
 }
 
 // unfilter removes our filters from a device and, if no others are there, clsact. It returns how many of ours

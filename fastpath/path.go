@@ -34,6 +34,7 @@ type Path struct {
 	mu      sync.Mutex
 	program *program // nil: not loaded
 	room    uint32   // members there is room for; 0: as the program says
+	newer   bool     // false: as on kernels without TCX, which tests want
 	tcx     bool     // programs can be attached without clsact
 	full    bool     // a map was full, and it was said
 	running bool     // Run is there to remove devices
@@ -70,7 +71,7 @@ func New(log *slog.Logger) *Path {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
-	return &Path{log: log, drift: make(chan struct{}, 1), wake: make(chan struct{}, 1)}
+	return &Path{log: log, newer: true, drift: make(chan struct{}, 1), wake: make(chan struct{}, 1)}
 }
 
 // Drift delivers when twins, programs or maps are no longer as [Path.Apply] left them.
@@ -175,7 +176,7 @@ func (p *Path) intact() (bool, error) {
 			}
 		}
 	}
-	if same, err := p.outer.intact(have, id); err != nil || !same {
+	if same, err := p.outer.intact(have, id, p.tcx); err != nil || !same {
 		return false, err
 	}
 	now, err := p.program.read()
@@ -197,7 +198,7 @@ func (p *Path) cardIntact() (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	return p.outer.intact(have, id)
+	return p.outer.intact(have, id, p.tcx)
 }
 
 // forget makes the next Apply start from what is.
@@ -328,7 +329,7 @@ func (r *round) load() error {
 // maps hold.
 func (r *round) read() error {
 	p := r.path
-	p.has, p.tcx = empty(), hasTCX()
+	p.has, p.tcx = empty(), p.newer && hasTCX()
 	if p.program == nil {
 		found, err := find(r.have)
 		if err != nil {

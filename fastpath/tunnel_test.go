@@ -53,10 +53,13 @@ func beside(t *testing.T, with *program) (*Path, *plan.Host, *plan.Network) {
 func stop(t *testing.T, p *Path, h *plan.Host) {
 	t.Helper()
 	card := must(t, h.Device)
-	err := errors.Join(netlink.QdiscAdd(clsact(card)), netlink.FilterAdd(&netlink.BpfFilter{
+	if err := netlink.QdiscAdd(clsact(card)); err != nil && !errors.Is(err, unix.EEXIST) {
+		t.Fatal(err)
+	}
+	err := netlink.FilterAdd(&netlink.BpfFilter{
 		FilterAttrs: netlink.FilterAttrs{LinkIndex: card.Attrs().Index, Parent: netlink.HANDLE_MIN_INGRESS, Priority: 1, Protocol: unix.ETH_P_ALL, Handle: 1},
 		Fd:          foreign(t).FD(), Name: "somebody's", DirectAction: true,
-	}))
+	})
 	if err != nil {
 		t.Fatal(err)
 	}

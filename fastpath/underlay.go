@@ -1,10 +1,9 @@
 package fastpath
 
 import (
-	"cmp"
 	"errors"
-	"fmt"
 	"net/netip"
+	"slices"
 
 	"github.com/cilium/ebpf"
 	"github.com/vishvananda/netlink"
@@ -67,15 +66,15 @@ func obstacle(have *devices, port Port) (netlink.Link, string) {
 	case l.Attrs().MasterIndex != 0:
 		return nil, "the device is a port of another"
 	}
-	if _, err := heard(uint32(l.Attrs().Index)); err != nil {
-		return nil, "it takes Linux 6.6; before, a program cannot be put there without stopping the card for a moment"
+	if peer, err := canPeer(); err != nil || !peer {
+		return nil, "it takes Linux 5.10"
 	}
 	filters, err := netlink.FilterList(l, netlink.HANDLE_MIN_INGRESS)
 	switch {
 	case errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOENT): // none can be there
 	case err != nil:
 		return nil, "it is not known whether somebody filters there: " + err.Error()
-	case len(filters) > 0:
+	case slices.ContainsFunc(filters, func(f netlink.Filter) bool { return !isOurs(f) }):
 		return nil, "the device has filters of somebody else's, which would come after"
 	}
 	// A kernel without IPsec has no policies.
@@ -91,8 +90,8 @@ func obstacle(have *devices, port Port) (netlink.Link, string) {
 	return l, ""
 }
 
-// intact reports whether tunnel packets are taken where, and only where, they can be.
-func (o *outer) intact(have *devices, id ebpf.ProgramID) (bool, error) {
+// intact reports whether tunnel packets are taken where, and only where, they can be. tcx: by TCX.
+func (o *outer) intact(have *devices, id ebpf.ProgramID, tcx bool) (bool, error) {
 	if o.port == (Port{}) || o.other {
 		return true, nil
 	}
@@ -106,11 +105,13 @@ func (o *outer) intact(have *devices, id ebpf.ProgramID) (bool, error) {
 	if uint32(l.Attrs().Index) != o.index {
 		return false, nil
 	}
-	return isLast(o.index, id)
+	return have.carries(o.port.Device, id, tcx)
 }
 
-// listen attaches the program to the device that tunnel packets come in by, if they can be taken there.
-// Where it cannot be attached they go through the host's own stack, so that is no fault.
+// listen attaches the program to the device that tunnel packets come in by, if they can be taken there, behind
+// all that others have there. Without TCX that takes a filter, and the card sends nothing for a moment while
+// clsact comes, so there it stays until the plan has no use for it. Where the program cannot be attached tunnel
+// packets go through the host's own stack, so that is no fault.
 func (r *round) listen() {
 	o := &r.path.outer
 	if o.port == (Port{}) || o.lack != "" {
@@ -120,7 +121,13 @@ func (r *round) listen() {
 	if !ok {
 		return
 	}
-	done, err := r.path.program.listen(l)
+	var done bool
+	var err error
+	if r.path.tcx {
+		done, err = r.path.program.listen(l)
+	} else {
+		done, err = r.path.program.filter(l, lastPriority)
+	}
 	if err != nil && !o.other {
 		r.path.log.Warn("tunnel packets go through the host's own stack", "device", o.port.Device, "err", err)
 	}
@@ -135,7 +142,7 @@ func (r *round) listen() {
 func (r *round) leave(wanted map[string]bool) error {
 	o := &r.path.outer
 	was, keep := o.index, uint32(0)
-	if o.port != (Port{}) && o.lack == "" && !o.other {
+	if o.port != (Port{}) && (!r.path.tcx || o.lack == "" && !o.other) {
 		keep = r.have.index(o.port.Device)
 	}
 	o.index = keep
@@ -143,26 +150,17 @@ func (r *round) leave(wanted map[string]bool) error {
 		if was == 0 || was == keep {
 			return nil
 		}
-		return r.quit(was, "")
+		l, err := netlink.LinkByIndex(int(was))
+		if err != nil {
+			return nil // gone
+		}
+		return r.detach(l)
 	}
 	var errs []error
 	for name, l := range r.have.links {
-		if index := uint32(l.Attrs().Index); !wanted[name] && !ours(l) && index != keep {
-			errs = append(errs, r.quit(index, name))
+		if !wanted[name] && !ours(l) && uint32(l.Attrs().Index) != keep {
+			errs = append(errs, r.detach(l))
 		}
 	}
 	return errors.Join(errs...)
-}
-
-// quit removes our programs from the ingress of a device that has another's.
-func (r *round) quit(index uint32, name string) error {
-	all, err := heard(index)
-	if err != nil {
-		return nil // the device is gone, or no program can be there
-	}
-	n, err := dismiss(index, all, 0)
-	if n > 0 {
-		r.did("detach", "program from %s", cmp.Or(name, fmt.Sprint("device ", index)))
-	}
-	return err
 }

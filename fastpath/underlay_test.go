@@ -10,11 +10,11 @@ import (
 	"os"
 	"runtime"
 	"slices"
-	"strings"
 	"testing"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
+	"github.com/cilium/ebpf/features"
 	"github.com/cilium/ebpf/link"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -34,14 +34,21 @@ func must(t testing.TB, name string) netlink.Link {
 	return l
 }
 
-// older reports whether the kernel is one before Linux 6.6, and wants it said then why nothing is taken.
-func older(t *testing.T, p *Path) bool {
-	t.Helper()
-	_, err := heard(1) // the loopback device
-	if err != nil && !strings.Contains(p.outer.lack, "Linux 6.6") {
-		t.Errorf("%v, and tunnel packets are taken but for %q", err, p.outer.lack)
+// atCard runs a test with the program at the card by TCX, where the kernel has that, and by a filter; daemon makes
+// what is one there.
+func atCard(t *testing.T, test func(t *testing.T, daemon func() *Path)) {
+	for _, newer := range []bool{true, false} {
+		if newer && !hasTCX() {
+			continue
+		}
+		t.Run(map[bool]string{true: "TCX", false: "filter"}[newer], func(t *testing.T) {
+			test(t, func() *Path {
+				p := New(nil)
+				p.newer = newer
+				return p
+			})
+		})
 	}
-	return err != nil
 }
 
 // elsewhere puts the other end of a device into a network namespace of its own, as it is on a real host,
@@ -151,11 +158,10 @@ func scattered(t *testing.T, device string, packet []byte) {
 
 // TestUnderlay sends tunnel packets to a real device: what is in those that are fit arrives in the
 // container, and nothing of the others does.
-func TestUnderlay(t *testing.T) {
-	p, h, _, web, _ := begun(t)
-	if older(t, p) {
-		return
-	}
+func TestUnderlay(t *testing.T) { atCard(t, takesAtCard) }
+
+func takesAtCard(t *testing.T, daemon func() *Path) {
+	p, h, _, web, _ := beginWith(t, daemon(), false)
 	n := h.Networks[web]
 	at := inside(t, n.Ports[0].Link)
 	peer := plantest.Addr(2)
@@ -230,6 +236,13 @@ func segments(from, to string, proto byte, payload []byte, size uint16) (header,
 	return header, frame
 }
 
+// canCutDatagrams reports whether the kernel takes segments of UDP from a packet socket (Linux 6.2,
+// VIRTIO_NET_HDR_GSO_UDP_L4).
+func canCutDatagrams() bool {
+	v, err := features.LinuxVersionCode()
+	return err == nil && v >= 6<<16|2<<8
+}
+
 // pseudo is the pseudo-header of RFC 9293, section 3.1.
 func pseudo(ip []byte, length int) []byte {
 	return binary.BigEndian.AppendUint16(slices.Concat(ip[12:20], []byte{0, ip[9]}), uint16(length))
@@ -268,11 +281,10 @@ func listener(device netlink.Link) (int, error) {
 // TestWrap sends frames of a container to a member at a peer: they come out of that peer's VXLAN device as
 // they were, segments of offload as large as they were. Where there is no route by the card, or a peer is not
 // one, they go by the VXLAN device here.
-func TestWrap(t *testing.T) {
-	p, h, _, web, _ := begun(t)
-	if older(t, p) {
-		return
-	}
+func TestWrap(t *testing.T) { atCard(t, wraps) }
+
+func wraps(t *testing.T, daemon func() *Path) {
+	p, h, _, web, _ := beginWith(t, daemon(), false)
 	n := h.Networks[web]
 	card, own := must(t, h.Device), n.Ports[0]
 	var at int
@@ -316,7 +328,9 @@ func TestWrap(t *testing.T) {
 	}
 	want("a frame", at, noHeader, plain)
 	want("segments", at, header, frame)
-	want("datagrams", at, datagrams, many)
+	if canCutDatagrams() {
+		want("datagrams", at, datagrams, many)
+	}
 	want("congested", at, noHeader, congested)
 	next := *h
 	next.Firewall.Peers = nil
@@ -329,11 +343,10 @@ func TestWrap(t *testing.T) {
 // TestSegments sends segments of offload by a peer's VXLAN device: those of TCP are taken, arrive as many
 // and as large as they were, and what a container sends on by a device that has no offload is cut as its
 // sender would have cut it, with right checksums. Those of UDP are left to the host's stack.
-func TestSegments(t *testing.T) {
-	p, h, _, web, _ := begun(t)
-	if older(t, p) {
-		return
-	}
+func TestSegments(t *testing.T) { atCard(t, takesSegments) }
+
+func takesSegments(t *testing.T, daemon func() *Path) {
+	p, h, _, web, _ := beginWith(t, daemon(), false)
 	n := h.Networks[web]
 	const size = 1000
 	payload := make([]byte, 5500)
@@ -374,8 +387,14 @@ func TestSegments(t *testing.T) {
 		}
 		defer unix.Close(fd)
 		by := &unix.SockaddrLinklayer{Ifindex: vx.Attrs().Index, Protocol: 0x0300}
+		many := func() error {
+			if !canCutDatagrams() {
+				return nil
+			}
+			return unix.Sendto(fd, slices.Concat(datagrams, left), 0, by)
+		}
 		return errors.Join(unix.SetsockoptInt(fd, unix.SOL_PACKET, unix.PACKET_VNET_HDR, 1),
-			unix.Sendto(fd, slices.Concat(datagrams, left), 0, by), unix.Sendto(fd, slices.Concat(header, frame), 0, by))
+			many(), unix.Sendto(fd, slices.Concat(header, frame), 0, by))
 	})
 	got := arrived(t, at)
 	for len(got) > 10 && got[10]&1 != 0 { // the bridge asks who listens to what
@@ -414,14 +433,23 @@ func TestSegments(t *testing.T) {
 	}
 }
 
-// listening reports whether our program is at the ingress of a device: last of all, and once.
+// listening reports whether our program is at the ingress of a device, once: by TCX the last of all, or where that
+// is not to be had by a filter.
 func listening(t *testing.T, p *Path, device string) bool {
 	t.Helper()
-	all, err := heard(uint32(must(t, device).Attrs().Index))
+	l := must(t, device)
+	id, err := p.program.id()
 	if err != nil {
 		t.Fatal(err)
 	}
-	id, err := p.program.id()
+	if !p.tcx {
+		filters, err := filtersOf(l)
+		if err != nil || len(filters) > 1 {
+			t.Errorf("filters of %s: %v, %v", device, filters, err)
+		}
+		return len(filters) > 0 && filters[0].Id == int(id)
+	}
+	all, err := heard(uint32(l.Attrs().Index))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -458,11 +486,10 @@ func drifted(t *testing.T, p *Path, h *plan.Host, what string, want bool) {
 
 // TestUnderlayLeft: tunnel packets are not taken where they would pass by what is not meshnet's, and are
 // again when that is gone.
-func TestUnderlayLeft(t *testing.T) {
-	p, h, _, _, _ := begun(t)
-	if older(t, p) {
-		return
-	}
+func TestUnderlayLeft(t *testing.T) { atCard(t, leavesToOthers) }
+
+func leavesToOthers(t *testing.T, daemon func() *Path) {
+	p, h, _, _, _ := beginWith(t, daemon(), false)
 	ok := func(err error) {
 		t.Helper()
 		if err != nil {
@@ -484,25 +511,34 @@ func TestUnderlayLeft(t *testing.T) {
 		Fd: theirs.FD(), Name: "somebody's", DirectAction: true,
 	}
 	attach := link.RawAttachProgramOptions{Target: card().Attrs().Index, Program: theirs, Attach: ebpf.AttachTCXIngress}
-	for _, c := range []struct {
+	type change struct {
 		what       string
 		begin, end func()
 		is, drift  bool
-	}{
+	}
+	changes := []change{
 		{"nothing", func() {}, func() {}, true, false},
 		{"a policy for what is forwarded", func() { ok(netlink.XfrmPolicyAdd(policy(netlink.XFRM_DIR_FWD))) }, func() { ok(netlink.XfrmPolicyDel(policy(netlink.XFRM_DIR_FWD))) }, true, false},
 		{"a policy for what is sent", func() { ok(netlink.XfrmPolicyAdd(policy(netlink.XFRM_DIR_OUT))) }, func() { ok(netlink.XfrmPolicyDel(policy(netlink.XFRM_DIR_OUT))) }, false, true},
 		{"a policy", func() { ok(netlink.XfrmPolicyAdd(policy(netlink.XFRM_DIR_IN))) }, func() { ok(netlink.XfrmPolicyDel(policy(netlink.XFRM_DIR_IN))) }, false, true},
 		{"a bridge", func() { ok(netlink.LinkSetMaster(card(), bridge)) }, func() { ok(netlink.LinkSetNoMaster(card())) }, false, true},
-		{"clsact alone", func() { ok(netlink.QdiscAdd(clsact(card()))) }, func() {}, true, false},
 		{"a filter", func() { ok(netlink.FilterAdd(filter)) }, func() { ok(netlink.QdiscDel(clsact(card()))) }, false, true},
-		{"another's program after ours", func() { ok(link.RawAttachProgram(attach)) }, func() {}, true, true},
-		{"another's program before ours", func() {}, func() { ok(link.RawDetachProgram(link.RawDetachProgramOptions(attach))) }, true, false},
-	} {
+	}
+	if p.tcx {
+		changes = slices.Concat([]change{
+			{"clsact alone", func() { ok(netlink.QdiscAdd(clsact(card()))) }, func() {}, true, false},
+		}, changes, []change{
+			{"another's program after ours", func() { ok(link.RawAttachProgram(attach)) }, func() {}, true, true},
+			{"another's program before ours", func() {}, func() { ok(link.RawDetachProgram(link.RawDetachProgramOptions(attach))) }, true, false},
+		})
+	} else {
+		changes = append(changes, change{"no clsact", func() { ok(netlink.QdiscDel(clsact(card()))) }, func() {}, true, true})
+	}
+	for _, c := range changes {
 		c.begin()
 		drifted(t, p, h, c.what, c.drift)
-		if is := listening(t, p, h.Device); is != c.is {
-			t.Errorf("%s: taken: %t", c.what, is)
+		if is := listening(t, p, h.Device); is != (c.is || !p.tcx) { // a filter stays, so that clsact need not come again
+			t.Errorf("%s: there: %t", c.what, is)
 		}
 		if ports := p.has.ports[uint32(card().Attrs().Index)]; (ports.Udp != 0) != c.is {
 			t.Errorf("%s: the card in the maps: %+v", c.what, ports)
@@ -516,21 +552,36 @@ func TestUnderlayLeft(t *testing.T) {
 	other, err := load(true, 0) // of another release
 	ok(err)
 	defer other.close()
-	_, err = other.listen(card())
+	if p.tcx {
+		_, err = other.listen(card())
+	} else {
+		_, err = other.filter(card(), lastPriority)
+	}
 	ok(err)
 	drifted(t, p, h, "another program", true)
-	if all, err := heard(uint32(card().Attrs().Index)); err != nil || len(all) != 1 || !listening(t, p, h.Device) {
+	if all, err := heard(uint32(card().Attrs().Index)); p.tcx && (err != nil || len(all) != 1) || !listening(t, p, h.Device) {
 		t.Errorf("after another program: %v, %v", all, err)
 	}
 	// What others have there stays.
-	ok(link.RawAttachProgram(attach))
+	if p.tcx {
+		ok(link.RawAttachProgram(attach))
+	} else {
+		ok(netlink.FilterAdd(filter))
+	}
 	apply(t, p, h)
 	_, err = New(nil).Purge(t.Context())
 	ok(err)
-	if all, err := heard(uint32(card().Attrs().Index)); err != nil || len(all) != 1 {
-		t.Errorf("purged, and there is %v, %v; want another's alone", all, err)
+	if p.tcx {
+		if all, err := heard(uint32(card().Attrs().Index)); err != nil || len(all) != 1 {
+			t.Errorf("purged, and there is %v, %v; want another's alone", all, err)
+		}
+		ok(link.RawDetachProgram(link.RawDetachProgramOptions(attach)))
+	} else {
+		if all, err := netlink.FilterList(card(), netlink.HANDLE_MIN_INGRESS); err != nil || len(all) != 1 {
+			t.Errorf("purged, and there is %v, %v; want another's alone", all, err)
+		}
+		ok(netlink.QdiscDel(clsact(card())))
 	}
-	ok(link.RawDetachProgram(link.RawDetachProgramOptions(attach)))
 	bare(t)
 }
 
@@ -549,11 +600,10 @@ func foreign(t *testing.T) *ebpf.Program {
 
 // TestUnderlayMoves: another card, or another one of the same name, takes the place of the first, also for
 // a daemon that comes after.
-func TestUnderlayMoves(t *testing.T) {
-	p, h, m, _, facts := begun(t)
-	if older(t, p) {
-		return
-	}
+func TestUnderlayMoves(t *testing.T) { atCard(t, movesWithCard) }
+
+func movesWithCard(t *testing.T, daemon func() *Path) {
+	p, h, m, _, facts := beginWith(t, daemon(), false)
 	if err := netlink.LinkDel(must(t, h.Device)); err != nil {
 		t.Fatal(err)
 	}
@@ -572,7 +622,7 @@ func TestUnderlayMoves(t *testing.T) {
 	if is, there := listening(t, p, "eth0"), listening(t, p, "eth1"); is || !there {
 		t.Errorf("taken at the old card: %t, at the new one: %t", is, there)
 	}
-	again := New(nil)
+	again := daemon()
 	apply(t, again, h)
 	quiet(t, again, h)
 	if is, there := listening(t, again, "eth0"), listening(t, again, "eth1"); !is || there {

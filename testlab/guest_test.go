@@ -123,6 +123,7 @@ func guestParts(t *testing.T) {
 		t.Run("large packets", func(t *testing.T) { l.on(t).largestPacket(1450) })
 		t.Run("transfer", func(t *testing.T) { l.on(t).transfer(20_000_000) })
 		l.play(t, "isolation", "broadcast", "spoofed", "forged", "multicast", "gateway", "published")
+		t.Run("card", func(t *testing.T) { l.on(t).atCard() })
 		t.Run("daemon", func(t *testing.T) { l.on(t).daemonEnds("killed") })
 		for _, d := range drifts(layout{transport: "ovs-kernel"}) {
 			if slices.Contains([]string{"one flow deleted", "tunnels removed", "nft flushed", "programs removed"}, d.what) {
