@@ -249,6 +249,15 @@ func (p *program) listen(l netlink.Link) (bool, error) {
 	return done || n > 0, err
 }
 
+// behind makes the program the last at the ingress of a device of others', by TCX or as a filter, and reports
+// whether it was not.
+func (p *program) behind(l netlink.Link, tcx bool) (bool, error) {
+	if tcx {
+		return p.listen(l)
+	}
+	return p.filter(l, lastPriority)
+}
+
 // filter makes the program a filter at the ingress of a device, in place of an earlier one of ours (tc-bpf(8),
 // direct action), unless it is, and reports whether it was not. Filters come in the order of priorities.
 func (p *program) filter(l netlink.Link, priority uint16) (bool, error) {

@@ -53,7 +53,10 @@ func try() (peer bool, err error) {
 }
 
 // hasEnds reports whether bpf_tunnel_key has the local address of a tunnel.
-func hasEnds() bool {
+func hasEnds() bool { return since(6, 0) }
+
+// since reports whether the kernel is of a version of Linux or later.
+func since(major, minor uint32) bool {
 	v, err := features.LinuxVersionCode()
-	return err == nil && v >= 6<<16
+	return err == nil && v >= major<<16|minor<<8
 }

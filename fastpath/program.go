@@ -78,7 +78,7 @@ func loadSpec(spec *ebpf.CollectionSpec, peer bool, room uint32) (*program, erro
 	if err := spec.Variables[bpf.FastVarPEER].Set(flag); err != nil {
 		return nil, fmt.Errorf("set up the program: %w", err)
 	}
-	if v, err := features.LinuxVersionCode(); err == nil && v < 6<<16|3<<8 {
+	if !since(6, 3) {
 		if err := spec.Variables[bpf.FastVarROUTE].Set(uint32(unix.BPF_FIB_LOOKUP_OUTPUT)); err != nil {
 			return nil, fmt.Errorf("set up the program: %w", err)
 		}

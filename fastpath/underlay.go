@@ -121,13 +121,7 @@ func (r *round) listen() {
 	if !ok {
 		return
 	}
-	var done bool
-	var err error
-	if r.path.tcx {
-		done, err = r.path.program.listen(l)
-	} else {
-		done, err = r.path.program.filter(l, lastPriority)
-	}
+	done, err := r.path.program.behind(l, r.path.tcx)
 	if err != nil && !o.other {
 		r.path.log.Warn("tunnel packets go through the host's own stack", "device", o.port.Device, "err", err)
 	}
@@ -138,7 +132,7 @@ func (r *round) listen() {
 }
 
 // leave removes the program from devices that are not ours, which those wanted are, and where no tunnel
-// packets are to be taken.
+// packets are to be taken; as a filter it stays on the device that the plan has for them.
 func (r *round) leave(wanted map[string]bool) error {
 	o := &r.path.outer
 	was, keep := o.index, uint32(0)

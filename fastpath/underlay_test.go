@@ -14,7 +14,6 @@ import (
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
-	"github.com/cilium/ebpf/features"
 	"github.com/cilium/ebpf/link"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -238,10 +237,7 @@ func segments(from, to string, proto byte, payload []byte, size uint16) (header,
 
 // canCutDatagrams reports whether the kernel takes segments of UDP from a packet socket (Linux 6.2,
 // VIRTIO_NET_HDR_GSO_UDP_L4).
-func canCutDatagrams() bool {
-	v, err := features.LinuxVersionCode()
-	return err == nil && v >= 6<<16|2<<8
-}
+func canCutDatagrams() bool { return since(6, 2) }
 
 // pseudo is the pseudo-header of RFC 9293, section 3.1.
 func pseudo(ip []byte, length int) []byte {
@@ -552,11 +548,7 @@ func leavesToOthers(t *testing.T, daemon func() *Path) {
 	other, err := load(true, 0) // of another release
 	ok(err)
 	defer other.close()
-	if p.tcx {
-		_, err = other.listen(card())
-	} else {
-		_, err = other.filter(card(), lastPriority)
-	}
+	_, err = other.behind(card(), p.tcx)
 	ok(err)
 	drifted(t, p, h, "another program", true)
 	if all, err := heard(uint32(card().Attrs().Index)); p.tcx && (err != nil || len(all) != 1) || !listening(t, p, h.Device) {
