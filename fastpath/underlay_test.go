@@ -11,6 +11,7 @@ import (
 	"runtime"
 	"slices"
 	"testing"
+	"time"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
@@ -95,6 +96,12 @@ func elsewhere(t *testing.T, device string, do func(end netlink.Link) error) {
 	}
 	if err := <-done; err != nil {
 		t.Fatal(err)
+	}
+	// The kernel learns of the carrier some time after it is back, and sends nothing by the device until then.
+	for end := time.Now().Add(10 * time.Second); must(t, device).Attrs().OperState != netlink.OperUp; time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("%s does not come up", device)
+		}
 	}
 }
 
