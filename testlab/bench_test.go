@@ -164,9 +164,10 @@ func udpOf(f figures) float64 { return f.UDP }
 
 func nativeRatios() []ratio {
 	return []ratio{
+		{"ours-C", "hand-C", "TCP", tcpOf, 0.95, 0}, {"ours-C", "hand-C", "RTT", rttOf, 0, 1.05}, {"ours-C", "hand-C", "UDP", udpOf, 0, 0},
 		{"slow-C", "hand-C", "TCP", tcpOf, 0.95, 0}, {"slow-C", "hand-C", "RTT", rttOf, 0, 1.05}, {"slow-C", "hand-C", "UDP", udpOf, 0, 0},
 		{"ours-B", "hand-B", "TCP", tcpOf, 0.95, 0}, {"ours-B", "hand-B", "RTT", rttOf, 0, 1.05}, {"ours-B", "hand-B", "UDP", udpOf, 0, 0},
-		{"slow-C", "hand-B", "TCP", tcpOf, 6, 0},
+		{"ours-C", "hand-B", "TCP", tcpOf, 6, 0}, {"slow-C", "hand-B", "TCP", tcpOf, 6, 0},
 		{"ours-C", "kernel", "TCP", tcpOf, 1, 0}, {"ours-C", "kernel", "RTT", rttOf, 0, 0.85}, {"ours-C", "kernel", "UDP", udpOf, 1.1, 0},
 		{"ours-C", "kernel-nat", "TCP", tcpOf, 0, 0}, {"ours-C", "kernel-nat", "RTT", rttOf, 0, 0}, {"ours-C", "kernel-nat", "UDP", udpOf, 0, 0},
 		{"ours-here", "bridge-here", "TCP", tcpOf, 0, 0}, {"ours-here", "bridge-here", "RTT", rttOf, 0, 0}, {"ours-here", "bridge-here", "UDP", udpOf, 0, 0},
