@@ -204,8 +204,10 @@ func identityCases() []nodeCase {
 			from()
 			read := l.meshnet(4, "leave")
 			for h := 1; h <= 3; h++ { // known before it ends
-				if ps := l.meshnet(h, "ps", "-a"); strings.Contains(ps, "c4") {
-					l.t.Errorf("host %d still has\n%s", h, ps)
+				for _, a := range ask[[]attachment](l, h, "ps", "-a") {
+					if a.Container == "c4" {
+						l.t.Errorf("host %d still has %+v", h, a)
+					}
 				}
 			}
 			return read
