@@ -24,8 +24,8 @@ import (
 )
 
 var (
-	passes    = flag.Int("passes", 5, "BenchmarkDataPlane: passes over all cases")
-	seconds   = flag.Int("seconds", 5, "BenchmarkDataPlane: length of each TCP transfer")
+	passes    = flag.Int("passes", 15, "BenchmarkDataPlane: passes over all cases")
+	seconds   = flag.Int("seconds", 1, "BenchmarkDataPlane: length of each transfer")
 	withGuest = flag.Bool("with-guest", false, "BenchmarkDataPlane: transport A too, in the guest of testlab/vm")
 	only      = flag.String("cases", "", "BenchmarkDataPlane: a regular `expression` for the names of the cases; all")
 	report    = flag.String("report", "", "BenchmarkDataPlane: the Markdown `file` to write")
@@ -44,7 +44,8 @@ type figures struct {
 	Case string
 	Pass int
 	TCP  float64 // Mbit/s that arrived
-	RTT  float64 // microseconds, mean of pings
+	RTT  float64 // microseconds, mean of the middle half of pings
+	Tail float64 // microseconds that one ping of twenty takes longer than
 	UDP  float64 // thousand datagrams of 64 bytes that arrived in a second
 }
 
@@ -64,6 +65,9 @@ type dataCase struct {
 	pinged  []string // and of all that are pinged
 }
 
+// pings is how many of a pass are counted, over all servers.
+const pings = 1000
+
 // servers is how many containers of host 2 are pinged. ovs-vswitchd's loop reads its ports in an order that
 // comes from their numbers: whose answer it finds in the same turn or in the next, which is worth a fifth
 // of a round trip, is luck.
@@ -72,8 +76,9 @@ const servers = 5
 // BenchmarkDataPlane measures raw links, the kernel's VXLAN and bridge as Swarm and flannel build it,
 // hand-built Open vSwitch of each transport (action NORMAL), and ours: all stand at once, and each
 // pass goes over all of them, so that each meets the same machine; what runs on the hosts of others
-// is stopped meanwhile. What it prints are ratios within one run; absolute figures are those of the
-// machine.
+// is stopped meanwhile. A machine that is shared with others changes within seconds, so a pass is short,
+// what is compared is neighbours in it, every second one goes backwards, and there are many. What it prints
+// are ratios within one run; absolute figures are those of the machine.
 func BenchmarkDataPlane(b *testing.B) {
 	if b.N != 1 {
 		b.Fatal("run it once: -benchtime 1x")
@@ -91,11 +96,11 @@ func BenchmarkDataPlane(b *testing.B) {
 	out := io.Writer(os.Stdout)
 	var text strings.Builder
 	fmt.Fprintf(&text, "# The data plane, measured\n\nWritten by `make bench-data`; not to be edited.\n\n"+
-		"%s, %d processors, Linux %s, load average %s before and %s after. %d interleaved passes; medians, and in brackets the least and the most.\n"+
-		"TCP is one stream for %d s; RTT the mean of 3,000 pings, on this machine where there are switches to five containers in turn; UDP what arrives of datagrams of 64 bytes sent as fast as one sender can.\n"+
+		"%s, %d processors, Linux %s, load average %s before and %s after. %d interleaved passes; medians, and in brackets the middle half.\n"+
+		"TCP is one stream for %d s; RTT the mean of the middle half of %d pings, on this machine to five containers in turn where there are bridges, and p95 what one of twenty takes longer than; UDP what arrives of datagrams of 64 bytes sent as fast as one sender can.\n"+
 		"Hosts of other cases stand, with their processes stopped.\n"+
 		"`ours ÷ …` is the median of the passes' own ratios.\n",
-		time.Now().UTC().Format(time.DateOnly), runtime.NumCPU(), release(b), began, load(), *passes, *seconds)
+		time.Now().UTC().Format(time.DateOnly), runtime.NumCPU(), release(b), began, load(), *passes, *seconds, pings)
 	tables(&text, "This machine", nativeCases(), all)
 	ratios(&text, nativeRatios(), all)
 	if *withGuest {
@@ -119,10 +124,10 @@ func nativeCases() []*dataCase {
 	bridge := []string{"--uplink", "bridge"}
 	return []*dataCase{
 		{name: "raw", what: "host to host, veth and bridge", build: raw},
+		{name: "kernel-nat", what: "kernel VXLAN + bridge, and a rule that masquerades, as Swarm and flannel have", build: kernelNAT, more: kernelMore},
 		{name: "kernel", what: "kernel VXLAN + bridge (Swarm, flannel)", build: kernelBridge, more: kernelMore},
-		{name: "kernel-nat", what: "the same, and a rule that masquerades, as Swarm and flannel have", build: kernelNAT, more: kernelMore},
-		{name: "hand-C", what: "C by hand: NORMAL, TSO", build: handC, more: handMore("")},
 		{name: "ours-C", what: "**C, meshnet**", build: ours, more: oursMore},
+		{name: "hand-C", what: "C by hand: NORMAL, TSO", build: handC, more: handMore("")},
 		{name: "slow-C", what: "C, meshnet --fastpath off", lab: []string{"--", "--fastpath", "off"}, build: ours, more: oursMore},
 		{name: "hand-B", what: "B by hand: NORMAL", lab: bridge, build: handB, more: handMore(handNoOffload)},
 		{name: "ours-B", what: "**B, meshnet**", lab: bridge, build: ours, more: oursMore},
@@ -141,10 +146,10 @@ func nativeCases() []*dataCase {
 func guestCases() []*dataCase {
 	return []*dataCase{
 		{name: "raw", what: "host to host, veth and bridge", build: raw},
+		{name: "kernel-nat", what: "kernel VXLAN + bridge, and a rule that masquerades, as Swarm and flannel have", build: kernelNAT},
 		{name: "kernel", what: "kernel VXLAN + bridge (Swarm, flannel)", build: kernelBridge},
-		{name: "kernel-nat", what: "the same, and a rule that masquerades, as Swarm and flannel have", build: kernelNAT},
-		{name: "hand-A", what: "A by hand: NORMAL", build: handA},
 		{name: "ours-A", what: "**A, meshnet**", build: ours},
+		{name: "hand-A", what: "A by hand: NORMAL", build: handA},
 		{name: "slow-A", what: "A, meshnet --fastpath off", lab: []string{"--", "--fastpath", "off"}, build: ours},
 	}
 }
@@ -158,9 +163,10 @@ type ratio struct {
 	most   float64
 }
 
-func tcpOf(f figures) float64 { return f.TCP }
-func rttOf(f figures) float64 { return f.RTT }
-func udpOf(f figures) float64 { return f.UDP }
+func tcpOf(f figures) float64  { return f.TCP }
+func rttOf(f figures) float64  { return f.RTT }
+func tailOf(f figures) float64 { return f.Tail }
+func udpOf(f figures) float64  { return f.UDP }
 
 func nativeRatios() []ratio {
 	return []ratio{
@@ -214,7 +220,11 @@ func measureAll(b *testing.B, cases []*dataCase) []figures {
 	var running *lab
 	var all []figures
 	for pass := 1; pass <= *passes; pass++ {
-		for _, c := range cases {
+		for i := range cases {
+			c := cases[i]
+			if pass%2 == 0 {
+				c = cases[len(cases)-1-i]
+			}
 			if c.lab2 != running {
 				if running != nil {
 					running.signal(syscall.SIGSTOP)
@@ -224,8 +234,9 @@ func measureAll(b *testing.B, cases []*dataCase) []figures {
 				time.Sleep(time.Duration(slow(awakeSeconds)) * time.Second)
 				c.ping()
 			}
-			f := figures{c.name, pass, c.tcp(b), c.rtt(b), c.udp(b)}
-			fmt.Printf("data %s %d %.0f %.1f %.1f\n", f.Case, f.Pass, f.TCP, f.RTT, f.UDP)
+			f := figures{Case: c.name, Pass: pass, TCP: c.tcp(b), UDP: c.udp(b)}
+			f.RTT, f.Tail = c.rtt(b)
+			fmt.Printf("data %s %d %.0f %.2f %.1f %.1f\n", f.Case, f.Pass, f.TCP, f.RTT, f.Tail, f.UDP)
 			all = append(all, f)
 		}
 	}
@@ -330,26 +341,34 @@ func (c *dataCase) udp(b *testing.B) float64 {
 			}
 		}
 	}
-	c.iperf(b, &v, "-u", "-b", "0", "-l", "64", "-t", "3")
+	c.iperf(b, &v, "-u", "-b", "0", "-l", "64", "-t", strconv.Itoa(*seconds))
 	return (v.End.Sum.Packets - v.End.Sum.Lost) / v.End.Sum.Seconds / 1000
 }
 
-var rttRE = regexp.MustCompile(`rtt min/avg/max/mdev = [\d.]+/([\d.]+)/`)
+var rttRE = regexp.MustCompile(` time=([\d.]+) ms`)
 
-func (c *dataCase) rtt(b *testing.B) (us float64) {
+// rtt pings all servers. The middle half of each server's pings leaves out those in whose time the machine did
+// something else.
+func (c *dataCase) rtt(b *testing.B) (us, tail float64) {
+	var all []float64
 	n := len(c.pinged)
 	for _, target := range c.pinged {
-		m := rttRE.FindStringSubmatch(c.run(1, "c1", "ping", "-q", "-i", "0.001", "-c", strconv.Itoa(3000/n), target))
-		if m == nil {
-			b.Fatalf("%s: ping said nothing of its RTT", c.name)
+		var took []float64
+		for _, m := range rttRE.FindAllStringSubmatch(c.run(1, "c1", "ping", "-i", "0.001", "-c", strconv.Itoa(pings/n), target), -1) {
+			ms, err := strconv.ParseFloat(m[1], 64)
+			if err != nil {
+				b.Fatal(err)
+			}
+			took = append(took, ms*1000)
 		}
-		ms, err := strconv.ParseFloat(m[1], 64)
-		if err != nil {
-			b.Fatal(err)
+		if len(took) < pings/n*9/10 {
+			b.Fatalf("%s: %d of %d pings to %s", c.name, len(took), pings/n, target)
 		}
-		us += ms * 1000 / float64(n)
+		us += mean(middle(took)) / float64(n)
+		all = append(all, took...)
 	}
-	return us
+	slices.Sort(all)
+	return us, all[len(all)*19/20]
 }
 
 // ---- building ------------------------------------------------------------------------------------
@@ -518,7 +537,7 @@ func benchGuest(b *testing.B) []figures {
 	for s := bufio.NewScanner(pipe); s.Scan(); {
 		fmt.Fprintln(&text, s.Text())
 		var f figures
-		if n, _ := fmt.Sscanf(s.Text(), "data %s %d %g %g %g", &f.Case, &f.Pass, &f.TCP, &f.RTT, &f.UDP); n == 5 {
+		if n, _ := fmt.Sscanf(s.Text(), "data %s %d %g %g %g %g", &f.Case, &f.Pass, &f.TCP, &f.RTT, &f.Tail, &f.UDP); n == 6 {
 			fmt.Println("guest:", s.Text())
 			all = append(all, f)
 		}
@@ -551,10 +570,10 @@ func section(report, title string) string {
 // ---- the tables ----------------------------------------------------------------------------------
 
 func tables(w io.Writer, title string, cases []*dataCase, all []figures) {
-	fmt.Fprintf(w, "\n## %s\n\n| case | TCP Mbit/s | RTT µs | UDP 64 B, kpps |\n|---|---|---|---|\n", title)
+	fmt.Fprintf(w, "\n## %s\n\n| case | TCP Mbit/s | RTT µs | p95 µs | UDP 64 B, kpps |\n|---|---|---|---|---|\n", title)
 	for _, c := range cases {
-		fmt.Fprintf(w, "| %s | %s | %s | %s |\n", c.what, spread(values(all, c.name, tcpOf), "%.0f"),
-			spread(values(all, c.name, rttOf), "%.0f"), spread(values(all, c.name, udpOf), "%.0f"))
+		fmt.Fprintf(w, "| %s | %s | %s | %s | %s |\n", c.what, spread(values(all, c.name, tcpOf), "%.0f"), spread(values(all, c.name, rttOf), "%.1f"),
+			spread(values(all, c.name, tailOf), "%.0f"), spread(values(all, c.name, udpOf), "%.0f"))
 	}
 }
 
@@ -606,7 +625,21 @@ func spread(vs []float64, format string) string {
 	if len(vs) == 0 {
 		return "–"
 	}
-	return fmt.Sprintf(format+" ("+format+"–"+format+")", median(vs), slices.Min(vs), slices.Max(vs))
+	half := middle(vs)
+	return fmt.Sprintf(format+" ("+format+"–"+format+")", median(vs), half[0], half[len(half)-1])
+}
+
+// middle returns the middle half of values, sorted.
+func middle(vs []float64) []float64 {
+	vs = slices.Sorted(slices.Values(vs))
+	return vs[len(vs)/4 : len(vs)-len(vs)/4]
+}
+
+func mean(vs []float64) (m float64) {
+	for _, v := range vs {
+		m += v / float64(len(vs))
+	}
+	return m
 }
 
 func load() string {
