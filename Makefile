@@ -170,7 +170,7 @@ bench-gossip-doc:
 # A (root): PASSES interleaved passes, written to docs/benchmarks-data.md. GUEST=false leaves the guest out, and its
 # section as it was. bench-program is the part of it that says what it costs to program so many endpoints and peers into
 # a real Open vSwitch.
-PASSES ?= 5
+PASSES ?= 15
 GUEST  ?= true
 .PHONY: bench-data bench-program
 bench-data: deps build
@@ -178,7 +178,7 @@ bench-data: deps build
 	  -report $(CURDIR)/docs/benchmarks-data.md
 	$(MAKE) bench-program
 bench-program: deps
-	go run ./bench/program -passes $(PASSES) -doc docs/benchmarks-data.md
+	go run ./bench/program -doc docs/benchmarks-data.md
 
 # meshnet attach beside docker network connect to a Swarm overlay, in turns (root).
 .PHONY: bench-attach

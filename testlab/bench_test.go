@@ -26,6 +26,7 @@ import (
 var (
 	passes    = flag.Int("passes", 15, "BenchmarkDataPlane: passes over all cases")
 	seconds   = flag.Int("seconds", 1, "BenchmarkDataPlane: length of each transfer")
+	inGuests  = flag.Int("guest-passes", 7, "BenchmarkDataPlane: passes in the guest, where one takes minutes")
 	withGuest = flag.Bool("with-guest", false, "BenchmarkDataPlane: transport A too, in the guest of testlab/vm")
 	only      = flag.String("cases", "", "BenchmarkDataPlane: a regular `expression` for the names of the cases; all")
 	report    = flag.String("report", "", "BenchmarkDataPlane: the Markdown `file` to write")
@@ -65,7 +66,7 @@ type dataCase struct {
 	pinged  []string // and of all that are pinged
 }
 
-// pings is how many of a pass are counted, over all servers.
+// pings is how many a pass sends, to all servers together.
 const pings = 1000
 
 // servers is how many containers of host 2 are pinged. ovs-vswitchd's loop reads its ports in an order that
@@ -76,8 +77,9 @@ const servers = 5
 // BenchmarkDataPlane measures raw links, the kernel's VXLAN and bridge as Swarm and flannel build it,
 // hand-built Open vSwitch of each transport (action NORMAL), and ours: all stand at once, and each
 // pass goes over all of them, so that each meets the same machine; what runs on the hosts of others
-// is stopped meanwhile. A machine that is shared with others changes within seconds, so a pass is short,
-// what is compared is neighbours in it, every second one goes backwards, and there are many. What it prints
+// is stopped meanwhile, but for the round trips, which go over the cases a fifth of a second each. A machine
+// that is shared with others changes within seconds, so a pass is short, what is compared is neighbours in it,
+// every second one goes backwards, and there are many. What it prints
 // are ratios within one run; absolute figures are those of the machine.
 func BenchmarkDataPlane(b *testing.B) {
 	if b.N != 1 {
@@ -97,16 +99,16 @@ func BenchmarkDataPlane(b *testing.B) {
 	var text strings.Builder
 	fmt.Fprintf(&text, "# The data plane, measured\n\nWritten by `make bench-data`; not to be edited.\n\n"+
 		"%s, %d processors, Linux %s, load average %s before and %s after. %d interleaved passes; medians, and in brackets the middle half.\n"+
-		"TCP is one stream for %d s; RTT the mean of the middle half of %d pings, on this machine to five containers in turn where there are bridges, and p95 what one of twenty takes longer than; UDP what arrives of datagrams of 64 bytes sent as fast as one sender can.\n"+
+		"TCP is one stream for %d s; RTT the mean of the middle half of %d pings, on this machine to %d containers in turn where there are switches, and p95 what one of twenty takes longer than; UDP what arrives of datagrams of 64 bytes sent as fast as one sender can.\n"+
 		"Hosts of other cases stand, with their processes stopped.\n"+
 		"`ours ÷ …` is the median of the passes' own ratios.\n",
-		time.Now().UTC().Format(time.DateOnly), runtime.NumCPU(), release(b), began, load(), *passes, *seconds, pings)
+		time.Now().UTC().Format(time.DateOnly), runtime.NumCPU(), release(b), began, load(), *passes, *seconds, pings, servers)
 	tables(&text, "This machine", nativeCases(), all)
 	ratios(&text, nativeRatios(), all)
 	if *withGuest {
 		guest := benchGuest(b)
 		tables(&text, guestTitle, guestCases(), guest)
-		fmt.Fprintf(&text, "\n%s, %d passes.\n", time.Now().UTC().Format(time.DateOnly), *passes)
+		fmt.Fprintf(&text, "\n%s, %d passes.\n", time.Now().UTC().Format(time.DateOnly), *inGuests)
 		ratios(&text, guestRatios(), guest)
 	} else {
 		text.WriteString(section(*report, guestTitle))
@@ -124,10 +126,10 @@ func nativeCases() []*dataCase {
 	bridge := []string{"--uplink", "bridge"}
 	return []*dataCase{
 		{name: "raw", what: "host to host, veth and bridge", build: raw},
-		{name: "kernel-nat", what: "kernel VXLAN + bridge, and a rule that masquerades, as Swarm and flannel have", build: kernelNAT, more: kernelMore},
 		{name: "kernel", what: "kernel VXLAN + bridge (Swarm, flannel)", build: kernelBridge, more: kernelMore},
-		{name: "ours-C", what: "**C, meshnet**", build: ours, more: oursMore},
+		{name: "kernel-nat", what: "the same, and a rule that masquerades, as Swarm and flannel have", build: kernelNAT, more: kernelMore},
 		{name: "hand-C", what: "C by hand: NORMAL, TSO", build: handC, more: handMore("")},
+		{name: "ours-C", what: "**C, meshnet**", build: ours, more: oursMore},
 		{name: "slow-C", what: "C, meshnet --fastpath off", lab: []string{"--", "--fastpath", "off"}, build: ours, more: oursMore},
 		{name: "hand-B", what: "B by hand: NORMAL", lab: bridge, build: handB, more: handMore(handNoOffload)},
 		{name: "ours-B", what: "**B, meshnet**", lab: bridge, build: ours, more: oursMore},
@@ -146,12 +148,18 @@ func nativeCases() []*dataCase {
 func guestCases() []*dataCase {
 	return []*dataCase{
 		{name: "raw", what: "host to host, veth and bridge", build: raw},
-		{name: "kernel-nat", what: "kernel VXLAN + bridge, and a rule that masquerades, as Swarm and flannel have", build: kernelNAT},
 		{name: "kernel", what: "kernel VXLAN + bridge (Swarm, flannel)", build: kernelBridge},
-		{name: "ours-A", what: "**A, meshnet**", build: ours},
+		{name: "kernel-nat", what: "the same, and a rule that masquerades, as Swarm and flannel have", build: kernelNAT},
 		{name: "hand-A", what: "A by hand: NORMAL", build: handA},
+		{name: "ours-A", what: "**A, meshnet**", build: ours},
 		{name: "slow-A", what: "A, meshnet --fastpath off", lab: []string{"--", "--fastpath", "off"}, build: ours},
 	}
+}
+
+// turn is the order of a pass: what is compared stands side by side, and what shares a lab if that can be.
+var turn = []string{
+	"raw", "kernel-nat", "bridge-here", "kernel", "ours-C", "ours-here", "ours-out", "ours-in", "slow-in", "slow-out", "slow-here", "slow-C",
+	"hand-C", "hand-here", "hand-B", "ours-B", "ours-A", "hand-A", "slow-A",
 }
 
 // ratio is one line of what we hold ourselves to.
@@ -217,30 +225,57 @@ func measureAll(b *testing.B, cases []*dataCase) []figures {
 	for _, l := range labs {
 		l.signal(syscall.SIGSTOP)
 	}
-	var running *lab
+	slices.SortFunc(cases, func(a, c *dataCase) int { return slices.Index(turn, a.name) - slices.Index(turn, c.name) })
 	var all []figures
-	for pass := 1; pass <= *passes; pass++ {
-		for i := range cases {
-			c := cases[i]
-			if pass%2 == 0 {
-				c = cases[len(cases)-1-i]
-			}
-			if c.lab2 != running {
-				if running != nil {
-					running.signal(syscall.SIGSTOP)
-				}
-				running = c.lab2
-				running.signal(syscall.SIGCONT)
-				time.Sleep(time.Duration(slow(awakeSeconds)) * time.Second)
-				c.ping()
-			}
-			f := figures{Case: c.name, Pass: pass, TCP: c.tcp(b), UDP: c.udp(b)}
-			f.RTT, f.Tail = c.rtt(b)
+	for pass := range *passes {
+		for _, f := range measure(b, labs, cases) {
+			f.Pass = pass + 1
 			fmt.Printf("data %s %d %.0f %.2f %.1f %.1f\n", f.Case, f.Pass, f.TCP, f.RTT, f.Tail, f.UDP)
 			all = append(all, f)
 		}
+		slices.Reverse(cases)
 	}
 	return all
+}
+
+// measure goes over the cases once. All labs are stopped before and after.
+func measure(b *testing.B, labs map[string]*lab, cases []*dataCase) []figures {
+	awake := time.Duration(slow(awakeSeconds)) * time.Second
+	var got []figures
+	for i, c := range cases {
+		if i == 0 || cases[i-1].lab2 != c.lab2 {
+			c.lab2.signal(syscall.SIGCONT)
+			time.Sleep(awake)
+			c.ping()
+		}
+		got = append(got, figures{Case: c.name, TCP: c.tcp(b), UDP: c.udp(b)})
+		if i+1 == len(cases) || cases[i+1].lab2 != c.lab2 {
+			c.lab2.signal(syscall.SIGSTOP)
+		}
+	}
+	for _, l := range labs {
+		l.signal(syscall.SIGCONT)
+	}
+	time.Sleep(awake)
+	for _, c := range cases {
+		c.ping()
+	}
+	took := make([][]float64, len(cases))
+	for k := range servers {
+		for i, c := range cases {
+			one := c.rtt(b, c.pinged[k%len(c.pinged)])
+			got[i].RTT += mean(middle(one)) / servers
+			took[i] = append(took[i], one...)
+		}
+	}
+	for i := range cases {
+		slices.Sort(took[i])
+		got[i].Tail = took[i][len(took[i])*19/20]
+	}
+	for _, l := range labs {
+		l.signal(syscall.SIGSTOP)
+	}
+	return got
 }
 
 // ping fails if the server does not answer.
@@ -347,28 +382,19 @@ func (c *dataCase) udp(b *testing.B) float64 {
 
 var rttRE = regexp.MustCompile(` time=([\d.]+) ms`)
 
-// rtt pings all servers. The middle half of each server's pings leaves out those in whose time the machine did
-// something else.
-func (c *dataCase) rtt(b *testing.B) (us, tail float64) {
-	var all []float64
-	n := len(c.pinged)
-	for _, target := range c.pinged {
-		var took []float64
-		for _, m := range rttRE.FindAllStringSubmatch(c.run(1, "c1", "ping", "-i", "0.001", "-c", strconv.Itoa(pings/n), target), -1) {
-			ms, err := strconv.ParseFloat(m[1], 64)
-			if err != nil {
-				b.Fatal(err)
-			}
-			took = append(took, ms*1000)
+// rtt pings a server, and returns what each ping took, in microseconds.
+func (c *dataCase) rtt(b *testing.B, target string) (took []float64) {
+	for _, m := range rttRE.FindAllStringSubmatch(c.run(1, "c1", "ping", "-i", "0.001", "-c", strconv.Itoa(pings/servers), target), -1) {
+		ms, err := strconv.ParseFloat(m[1], 64)
+		if err != nil {
+			b.Fatal(err)
 		}
-		if len(took) < pings/n*9/10 {
-			b.Fatalf("%s: %d of %d pings to %s", c.name, len(took), pings/n, target)
-		}
-		us += mean(middle(took)) / float64(n)
-		all = append(all, took...)
+		took = append(took, ms*1000)
 	}
-	slices.Sort(all)
-	return us, all[len(all)*19/20]
+	if len(took) < pings/servers*9/10 {
+		b.Fatalf("%s: %d of %d pings to %s", c.name, len(took), pings/servers, target)
+	}
+	return took
 }
 
 // ---- building ------------------------------------------------------------------------------------
@@ -521,7 +547,7 @@ func benchGuest(b *testing.B) []figures {
 		b.Fatal(err)
 	}
 	cmd := exec.CommandContext(ctx, "./vm", self, "-test.run=^$", "-test.bench=DataPlane", "-test.benchtime=1x", "-test.timeout=2h",
-		"-lab", "-guest", fmt.Sprint("-passes=", *passes), fmt.Sprint("-seconds=", *seconds))
+		"-lab", "-guest", fmt.Sprint("-passes=", *inGuests), fmt.Sprint("-seconds=", *seconds))
 	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
 	cmd.WaitDelay = 10 * time.Second
 	var all []figures
@@ -629,7 +655,8 @@ func spread(vs []float64, format string) string {
 	return fmt.Sprintf(format+" ("+format+"–"+format+")", median(vs), half[0], half[len(half)-1])
 }
 
-// middle returns the middle half of values, sorted.
+// middle returns the middle half of values, sorted: of round trips it leaves out those in whose time the machine
+// did something else.
 func middle(vs []float64) []float64 {
 	vs = slices.Sorted(slices.Values(vs))
 	return vs[len(vs)/4 : len(vs)-len(vs)/4]
