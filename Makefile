@@ -178,7 +178,7 @@ bench-data: deps build
 	  -report $(CURDIR)/docs/benchmarks-data.md
 	$(MAKE) bench-program
 bench-program: deps
-	go run ./bench/program -doc docs/benchmarks-data.md
+	go run ./bench/program -passes 5 -doc docs/benchmarks-data.md
 
 # meshnet attach beside docker network connect to a Swarm overlay, in turns (root).
 .PHONY: bench-attach

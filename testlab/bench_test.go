@@ -36,8 +36,8 @@ const (
 	// benchGuestMax bounds the benchmark's guest.
 	benchGuestMax = 90 * time.Minute
 	// awakeSeconds is how long a lab that goes on is left alone: connections that were silent for too long
-	// are made anew.
-	awakeSeconds = 3
+	// are made anew; awakeMax how long its servers may take to answer.
+	awakeSeconds, awakeMax = 3, 20
 )
 
 // figures are what one pass over one case gave.
@@ -100,7 +100,7 @@ func BenchmarkDataPlane(b *testing.B) {
 	fmt.Fprintf(&text, "# The data plane, measured\n\nWritten by `make bench-data`; not to be edited.\n\n"+
 		"%s, %d processors, Linux %s, load average %s before and %s after. %d interleaved passes; medians, and in brackets the middle half.\n"+
 		"TCP is one stream for %d s; RTT the mean of the middle half of %d pings, on this machine to %d containers in turn where there are switches, and p95 what one of twenty takes longer than; UDP what arrives of datagrams of 64 bytes sent as fast as one sender can.\n"+
-		"Hosts of other cases stand, with their processes stopped.\n"+
+		"Hosts of other cases stand, with their processes stopped, but for the round trips.\n"+
 		"`ours ÷ …` is the median of the passes' own ratios.\n",
 		time.Now().UTC().Format(time.DateOnly), runtime.NumCPU(), release(b), began, load(), *passes, *seconds, pings, servers)
 	tables(&text, "This machine", nativeCases(), all)
@@ -278,10 +278,14 @@ func measure(b *testing.B, labs map[string]*lab, cases []*dataCase) []figures {
 	return got
 }
 
-// ping fails if the server does not answer.
+// ping fails if a server does not answer. What was stopped has much to catch up on, so it may take a moment.
 func (c *dataCase) ping() {
 	for _, target := range c.pinged {
-		c.run(1, "c1", "ping", "-c", "3", "-i", "0.2", "-W", strconv.Itoa(slow(1)), target)
+		c.lab2.within(c.name+" answers", time.Duration(slow(awakeMax))*time.Second, func() bool {
+			where := append(c.where(1, "c1"), "ping", "-c", "3", "-i", "0.2", "-W", strconv.Itoa(slow(1)), target)
+			_, err := c.lab2.try(where...)
+			return err == nil
+		})
 	}
 }
 
@@ -320,11 +324,14 @@ func (l *lab) signal(sig syscall.Signal) {
 
 // run runs a command in a container, or on its host if the case has none.
 func (c *dataCase) run(host int, container string, args ...string) string {
-	where := []string{"in", strconv.Itoa(host), container}
+	return c.lab2.run(append(c.where(host, container), args...)...)
+}
+
+func (c *dataCase) where(host int, container string) []string {
 	if c.name == "raw" {
-		where = []string{"exec", strconv.Itoa(host)}
+		return []string{"exec", strconv.Itoa(host)}
 	}
-	return c.lab2.run(append(where, args...)...)
+	return []string{"in", strconv.Itoa(host), container}
 }
 
 // serve starts the server of a case.
