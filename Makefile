@@ -167,7 +167,7 @@ bench-gossip-doc:
 	  -systems "meshnet,weave mesh,push + memberlist queue,memberlist,serf,networkdb"'
 
 # The data plane beside raw links, the kernel's VXLAN and hand-built Open vSwitch, on transports C and B and, in the guest,
-# A (root): PASSES interleaved passes, written to docs/benchmarks-data.md. GUEST=false leaves the guest out, and its
+# A (root): PASSES interleaved passes, seven in the guest, written to docs/benchmarks-data.md. GUEST=false leaves the guest out, and its
 # section as it was. bench-program is the part of it that says what it costs to program so many endpoints and peers into
 # a real Open vSwitch.
 PASSES ?= 15

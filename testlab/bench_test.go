@@ -24,20 +24,20 @@ import (
 )
 
 var (
-	passes    = flag.Int("passes", 15, "BenchmarkDataPlane: passes over all cases")
-	seconds   = flag.Int("seconds", 1, "BenchmarkDataPlane: length of each transfer")
-	inGuests  = flag.Int("guest-passes", 7, "BenchmarkDataPlane: passes in the guest, where one takes minutes")
-	withGuest = flag.Bool("with-guest", false, "BenchmarkDataPlane: transport A too, in the guest of testlab/vm")
-	only      = flag.String("cases", "", "BenchmarkDataPlane: a regular `expression` for the names of the cases; all")
-	report    = flag.String("report", "", "BenchmarkDataPlane: the Markdown `file` to write")
+	passes      = flag.Int("passes", 15, "BenchmarkDataPlane: passes over all cases")
+	seconds     = flag.Int("seconds", 1, "BenchmarkDataPlane: length of each transfer")
+	guestPasses = flag.Int("guest-passes", 7, "BenchmarkDataPlane: passes in the guest, where one takes minutes")
+	withGuest   = flag.Bool("with-guest", false, "BenchmarkDataPlane: transport A too, in the guest of testlab/vm")
+	only        = flag.String("cases", "", "BenchmarkDataPlane: a regular `expression` for the names of the cases; all")
+	report      = flag.String("report", "", "BenchmarkDataPlane: the Markdown `file` to write")
 )
 
 const (
 	// benchGuestMax bounds the benchmark's guest.
 	benchGuestMax = 90 * time.Minute
 	// awakeSeconds is how long a lab that goes on is left alone: connections that were silent for too long
-	// are made anew; awakeMax how long its servers may take to answer.
-	awakeSeconds, awakeMax = 3, 20
+	// are made anew.
+	awakeSeconds = 3
 )
 
 // figures are what one pass over one case gave.
@@ -79,8 +79,8 @@ const servers = 5
 // pass goes over all of them, so that each meets the same machine; what runs on the hosts of others
 // is stopped meanwhile, but for the round trips, which go over the cases a fifth of a second each. A machine
 // that is shared with others changes within seconds, so a pass is short, what is compared is neighbours in it,
-// every second one goes backwards, and there are many. What it prints
-// are ratios within one run; absolute figures are those of the machine.
+// every second one goes backwards, and there are many. What it prints are ratios within one run; absolute
+// figures are those of the machine.
 func BenchmarkDataPlane(b *testing.B) {
 	if b.N != 1 {
 		b.Fatal("run it once: -benchtime 1x")
@@ -108,7 +108,7 @@ func BenchmarkDataPlane(b *testing.B) {
 	if *withGuest {
 		guest := benchGuest(b)
 		tables(&text, guestTitle, guestCases(), guest)
-		fmt.Fprintf(&text, "\n%s, %d passes.\n", time.Now().UTC().Format(time.DateOnly), *inGuests)
+		fmt.Fprintf(&text, "\n%s, %d passes.\n", time.Now().UTC().Format(time.DateOnly), *guestPasses)
 		ratios(&text, guestRatios(), guest)
 	} else {
 		text.WriteString(section(*report, guestTitle))
@@ -278,14 +278,10 @@ func measure(b *testing.B, labs map[string]*lab, cases []*dataCase) []figures {
 	return got
 }
 
-// ping fails if a server does not answer. What was stopped has much to catch up on, so it may take a moment.
+// ping fails if a server does not answer.
 func (c *dataCase) ping() {
 	for _, target := range c.pinged {
-		c.lab2.within(c.name+" answers", time.Duration(slow(awakeMax))*time.Second, func() bool {
-			where := append(c.where(1, "c1"), "ping", "-c", "3", "-i", "0.2", "-W", strconv.Itoa(slow(1)), target)
-			_, err := c.lab2.try(where...)
-			return err == nil
-		})
+		c.run(1, "c1", "ping", "-c", "3", "-i", "0.2", "-W", strconv.Itoa(slow(1)), target)
 	}
 }
 
@@ -324,14 +320,11 @@ func (l *lab) signal(sig syscall.Signal) {
 
 // run runs a command in a container, or on its host if the case has none.
 func (c *dataCase) run(host int, container string, args ...string) string {
-	return c.lab2.run(append(c.where(host, container), args...)...)
-}
-
-func (c *dataCase) where(host int, container string) []string {
+	where := []string{"in", strconv.Itoa(host), container}
 	if c.name == "raw" {
-		return []string{"exec", strconv.Itoa(host)}
+		where = []string{"exec", strconv.Itoa(host)}
 	}
-	return []string{"in", strconv.Itoa(host), container}
+	return c.lab2.run(append(where, args...)...)
 }
 
 // serve starts the server of a case.
@@ -554,7 +547,7 @@ func benchGuest(b *testing.B) []figures {
 		b.Fatal(err)
 	}
 	cmd := exec.CommandContext(ctx, "./vm", self, "-test.run=^$", "-test.bench=DataPlane", "-test.benchtime=1x", "-test.timeout=2h",
-		"-lab", "-guest", fmt.Sprint("-passes=", *inGuests), fmt.Sprint("-seconds=", *seconds))
+		"-lab", "-guest", fmt.Sprint("-passes=", *guestPasses), fmt.Sprint("-seconds=", *seconds))
 	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
 	cmd.WaitDelay = 10 * time.Second
 	var all []figures
