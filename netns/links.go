@@ -36,6 +36,7 @@ type Links struct {
 	last     atomic.Pointer[watched]
 	mirror   mirror
 	note     string
+	silenced string // note of the devices that answer no ARP for others
 
 	mu sync.Mutex // held by Apply, Purge and the look at what is; guards the following
 	// clean are containers that were found as planned, and of which nothing was heard since.
@@ -57,6 +58,7 @@ type tidy struct {
 type walled struct {
 	firewall plan.Firewall
 	gateway  *plan.Gateway
+	nics     []string
 }
 
 // readEvery is how often everything is read, also what nothing was heard of.
@@ -73,7 +75,7 @@ func New(c Config) (*Links, error) {
 	}
 	l.mirror.forget()
 	if c.RunDir != "" {
-		l.note = filepath.Join(c.RunDir, "forwarding")
+		l.note, l.silenced = filepath.Join(c.RunDir, "forwarding"), filepath.Join(c.RunDir, "arp_ignore")
 	}
 	return l, nil
 }
@@ -159,7 +161,7 @@ func (l *Links) Apply(ctx context.Context, h *plan.Host) ([]plan.Step, plan.Foun
 
 // surround makes gateway and firewall as planned, where it is not known that they are.
 func (l *Links) surround(r *round, h *plan.Host) {
-	now := walled{h.Firewall, h.Gateway}
+	now := walled{h.Firewall, h.Gateway, h.NICs}
 	same := reflect.DeepEqual(l.walled, now)
 	l.walled = now
 	if !same || !l.mirror.holds(&l.mirror.gateway) {
@@ -179,13 +181,13 @@ func (l *Links) surround(r *round, h *plan.Host) {
 	}
 }
 
-// wall makes our firewall as planned, and others' let pass what goes through the gateway.
+// wall makes our firewall as planned, others' let pass what goes through the gateway, and NICs silent.
 func (r *round) wall(h *plan.Host) error {
 	name := ""
 	if h.Gateway != nil {
 		name = h.Gateway.Name
 	}
-	return errors.Join(r.firewall(h.Firewall, h.Gateway), r.letPass(name))
+	return errors.Join(r.firewall(h.Firewall, h.Gateway), r.letPass(name), r.silence(h.NICs))
 }
 
 // boxes returns the numbers of the namespaces that the links of a plan lead to.

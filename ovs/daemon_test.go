@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strconv"
 	"strings"
@@ -386,7 +387,7 @@ func TestProbe(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if got != want {
+		if !reflect.DeepEqual(got, want) {
 			t.Errorf("got  %+v\nwant %+v", got, want)
 		}
 	}
@@ -397,8 +398,11 @@ func TestProbe(t *testing.T) {
 		"--", "add-br", "meshnet", "--", "set", "bridge", "meshnet", "datapath_type=netdev", "external_ids:meshnet=1")
 	probe(plan.OVSFacts{HostRunning: true})
 	host.Vsctl("add-br", "br-phy", "--", "set", "bridge", "br-phy", "datapath_type=netdev",
+		"--", "add-port", "br-phy", "nic1", "--", "add-port", "br-phy", "nic0", "--", "set", "interface", "nic0", "type=system",
+		"--", "add-port", "br-phy", "patch0", "--", "set", "interface", "patch0", "type=patch", "options:peer=none",
 		"--", "set", "Open_vSwitch", ".", "other_config:userspace-tso-enable=true")
-	probe(plan.OVSFacts{HostRunning: true, HostNetdev: true, HostTSO: true, UnderlayOn: "br-phy", UnderlayNetdev: true})
+	probe(plan.OVSFacts{HostRunning: true, HostNetdev: true, HostTSO: true, UnderlayOn: "br-phy", UnderlayNetdev: true,
+		UnderlayNICs: []string{"nic0", "nic1"}})
 	c.UnderlayDevice = "eth0"
 	probe(plan.OVSFacts{HostRunning: true, HostNetdev: true, HostTSO: true})
 	c.HostRunDir, c.OVSDB = "", "unix:"+host.DB

@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -63,10 +64,22 @@ func Probe(ctx context.Context, c ProbeConfig) (plan.OVSFacts, error) {
 		netdev := b.DatapathType == "netdev"
 		facts.HostNetdev = facts.HostNetdev || netdev
 		if f, ok := db.observe(b.Name).ports[c.UnderlayDevice]; ok && f.iface.Type == "internal" {
-			facts.UnderlayOn, facts.UnderlayNetdev = b.Name, netdev
+			facts.UnderlayOn, facts.UnderlayNetdev, facts.UnderlayNICs = b.Name, netdev, nics(db.observe(b.Name))
 		}
 	}
 	return facts, nil
+}
+
+// nics returns the ports of a bridge that are devices of the kernel, sorted.
+func nics(have snapshot) []string {
+	var names []string
+	for name, f := range have.ports {
+		if f.iface.Type == "" || f.iface.Type == "system" {
+			names = append(names, name)
+		}
+	}
+	slices.Sort(names)
+	return names
 }
 
 // deaf reports whether an ovs-vswitchd has no thread that handles packets that the kernel hands up: their names

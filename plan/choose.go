@@ -20,16 +20,17 @@ type Wants struct {
 
 // OVSFacts is what the host has in the way of Open vSwitch, as package ovs reads it.
 type OVSFacts struct {
-	Installed      bool   // ovs-vswitchd, ovsdb-server and ovsdb-tool are on the host
-	Module         bool   // generic netlink family ovs_datapath, after a try to load it
-	NoTun          bool   // no /dev/net/tun, after a try to load it; bridges on the userspace datapath are such devices
-	HostRunning    bool   // the host's instance answers
-	HostNetdev     bool   // it has a bridge, other than ours, with datapath_type netdev
-	HostTSO        bool   // it runs with userspace TSO
-	HostDeaf       bool   // it has a bridge on the kernel's datapath, and no thread that takes packets from there
-	UnderlayOn     string // the bridge of the host's instance that has the underlay address, or empty
-	UnderlayNetdev bool   // that bridge is datapath_type netdev
-	PrivateRunning bool   // an instance of ours answers
+	Installed      bool     // ovs-vswitchd, ovsdb-server and ovsdb-tool are on the host
+	Module         bool     // generic netlink family ovs_datapath, after a try to load it
+	NoTun          bool     // no /dev/net/tun, after a try to load it; bridges on the userspace datapath are such devices
+	HostRunning    bool     // the host's instance answers
+	HostNetdev     bool     // it has a bridge, other than ours, with datapath_type netdev
+	HostTSO        bool     // it runs with userspace TSO
+	HostDeaf       bool     // it has a bridge on the kernel's datapath, and no thread that takes packets from there
+	UnderlayOn     string   // the bridge of the host's instance that has the underlay address, or empty
+	UnderlayNetdev bool     // that bridge is datapath_type netdev
+	UnderlayNICs   []string // its ports that are devices of the kernel, sorted
+	PrivateRunning bool     // an instance of ours answers
 }
 
 // FastFacts is what the kernel can of what the fast path needs, as package fastpath finds out.
@@ -48,6 +49,7 @@ type Choice struct {
 	Datapath  string // system or netdev
 	Transport state.Transport
 	Encap     state.Encap
+	NICs      []string // devices of the kernel that are ports of the userspace bridge with the underlay address; B
 	TSO       bool
 	Why       string   // one clause, for status
 	FastPath  bool     // eBPF in front of the switch; transports A and C. Set by [Choice.Fast]
@@ -129,7 +131,7 @@ func choose(w Wants, f OVSFacts) (Choice, error) {
 	case w.OVS == private && shared:
 		return Choice{}, errors.New("--ovs private: the host's Open vSwitch has a bridge on the userspace datapath, which two instances cannot share; use --ovs host, or remove that bridge")
 	case onBridge:
-		c.Transport = state.OVSUserspace
+		c.Transport, c.NICs = state.OVSUserspace, f.UnderlayNICs
 	default:
 		c.Transport = state.KernelVXLAN
 		c.Private = w.OVS != host && !shared

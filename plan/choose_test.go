@@ -27,9 +27,10 @@ func TestChoose(t *testing.T) {
 	running := func(f *OVSFacts) { f.HostRunning = true }
 	userspace := func(f *OVSFacts) { f.HostRunning, f.HostNetdev = true, true }
 	tso := func(f *OVSFacts) { f.HostTSO = true }
-	onKernel := func(f *OVSFacts) { f.HostRunning, f.UnderlayOn = true, "br-ex" }
+	onKernel := func(f *OVSFacts) { f.HostRunning, f.UnderlayOn, f.UnderlayNICs = true, "br-ex", []string{"eno1"} }
 	onUserspace := func(f *OVSFacts) {
 		f.HostRunning, f.HostNetdev, f.UnderlayOn, f.UnderlayNetdev = true, true, "br-ex", true
+		f.UnderlayNICs = []string{"eno1", "eno2"}
 	}
 	noTun := func(f *OVSFacts) { f.NoTun = true }
 	left := func(f *OVSFacts) { f.PrivateRunning = true }
@@ -54,13 +55,13 @@ func TestChoose(t *testing.T) {
 		{name: "underlay on a kernel bridge", f: with(module, onKernel),
 			want: Choice{Datapath: system, Transport: a}, why: "kernel bridge br-ex"},
 		{name: "underlay on a userspace bridge", f: with(onUserspace),
-			want: Choice{Datapath: netdev, Transport: b}, why: "userspace bridge br-ex"},
+			want: Choice{Datapath: netdev, Transport: b, NICs: []string{"eno1", "eno2"}}, why: "userspace bridge br-ex"},
 		{name: "underlay on a userspace bridge, with module", f: with(module, onUserspace),
-			want: Choice{Datapath: netdev, Transport: b}, why: "userspace bridge br-ex"},
+			want: Choice{Datapath: netdev, Transport: b, NICs: []string{"eno1", "eno2"}}, why: "userspace bridge br-ex"},
 		{name: "underlay on a userspace bridge, geneve", w: Wants{Encap: state.Geneve}, f: with(onUserspace),
-			want: Choice{Datapath: netdev, Transport: b, Encap: state.Geneve}, why: "userspace bridge br-ex"},
+			want: Choice{Datapath: netdev, Transport: b, NICs: []string{"eno1", "eno2"}, Encap: state.Geneve}, why: "userspace bridge br-ex"},
 		{name: "underlay on a userspace bridge, with TSO", f: with(onUserspace, tso),
-			want: Choice{Datapath: netdev, Transport: b, TSO: true}, why: "userspace bridge br-ex", warn: "cannot segment"},
+			want: Choice{Datapath: netdev, Transport: b, NICs: []string{"eno1", "eno2"}, TSO: true}, why: "userspace bridge br-ex", warn: "cannot segment"},
 		{name: "underlay on a userspace bridge, kernel asked for", w: Wants{Datapath: system}, f: with(module, onUserspace),
 			want: Choice{Datapath: system, Transport: a}, why: "--datapath system"},
 		{name: "no module", f: bare,
@@ -138,7 +139,8 @@ func flat(c Choice) any {
 		datapath                  string
 		transport                 state.Transport
 		encap                     state.Encap
-	}{c.Private, c.Start, c.Stop, c.TSO, c.Datapath, c.Transport, c.Encap}
+		nics                      string
+	}{c.Private, c.Start, c.Stop, c.TSO, c.Datapath, c.Transport, c.Encap, strings.Join(c.NICs, " ")}
 }
 
 func TestChooseUnderlay(t *testing.T) {

@@ -17,6 +17,7 @@ type Host struct {
 	Encap      state.Encap
 	Underlay   netip.Addr // this host's tunnel end
 	Device     string     // the interface that has it
+	NICs       []string   // the kernel's devices that are ports of Device's userspace bridge, sorted; B
 	TunnelPort uint16     // UDP
 	MTU        uint32     // largest of any overlay device, bytes
 	// TSO: vswitchd runs with userspace TSO, so container offloads stay on.

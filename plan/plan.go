@@ -54,6 +54,7 @@ func For(last *Host, v *state.View, f Facts) *Host {
 		Encap:      f.Choice.Encap,
 		Underlay:   f.Underlay.Addr,
 		Device:     f.Underlay.Device,
+		NICs:       f.Choice.NICs,
 		TunnelPort: tunnelPort(v, f.Self),
 		MTU:        overlayMTU(v, f),
 		TSO:        f.Choice.TSO,

@@ -15,6 +15,9 @@ func (h *Host) String() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "bridge %s datapath %s transport %s encap %s\n", h.Bridge, h.Datapath, h.Transport, h.Encap)
 	fmt.Fprintf(&b, "underlay %s addr %s port %d mtu %d tso %s\n", h.Device, h.Underlay, h.TunnelPort, h.MTU, onOff(h.TSO))
+	if len(h.NICs) > 0 {
+		fmt.Fprintf(&b, "nics %s\n", strings.Join(h.NICs, " "))
+	}
 	if h.FastPath {
 		fmt.Fprintf(&b, "fast path on trunk %s\n", cmp.Or(h.Trunk, "none"))
 	}

@@ -477,7 +477,8 @@ func handA(l *lab) string {
 }
 
 func handB(l *lab) string {
-	l.both(handContainer + handNoOffload +
+	// What comes in by eth0 reaches the kernel, too, which is not to answer for br-phy.
+	l.both(handContainer + handNoOffload + "sysctl -qw net.ipv4.conf.eth0.arp_ignore=1\n" +
 		`ovs-vsctl add-br br-int -- set bridge br-int datapath_type=netdev -- add-port br-int v$h ` + handTunnel)
 	return "10.9.0.2"
 }

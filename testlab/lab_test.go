@@ -92,6 +92,17 @@ func TestUnderlayOnBridge(t *testing.T) {
 	t.Run("large packets", func(t *testing.T) { l.on(t).largestPacket(1450) })
 	t.Run("transfer", func(t *testing.T) { l.on(t).transfer(200_000_000) })
 	t.Run("no ARP on the underlay", func(t *testing.T) { l.on(t).noARP() })
+	t.Run("one answer", func(t *testing.T) { l.on(t).oneAnswer() })
+}
+
+// oneAnswer asks by ARP for a host on transport B: its bridge answers, and not the kernel on the bridge's NIC, too.
+func (l *lab) oneAnswer() {
+	mac := strings.TrimSpace(l.run("exec", "2", "sh", "-c", "ip -o link show br-phy | sed 's/.*ether //; s/ .*//'"))
+	said := l.run("exec", "1", "sh", "-c", "busybox arping -c 3 -I br-phy 192.0.2.2 || true")
+	answers := strings.Count(said, "reply from 192.0.2.2")
+	if answers == 0 || strings.Count(said, "["+mac+"]") != answers {
+		l.t.Errorf("want answers of %s alone:\n%s", mac, said)
+	}
 }
 
 // on is the lab for a subtest.

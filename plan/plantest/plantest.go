@@ -139,6 +139,9 @@ func Facts(tr state.Transport, sandboxes ...state.EndpointID) plan.Facts {
 	if tr == state.OVSKernel {
 		f.Choice.Datapath = "system"
 	}
+	if tr == state.OVSUserspace {
+		f.Choice.NICs = []string{"eno1"}
+	}
 	for i, id := range sandboxes {
 		f.Sandboxes[id] = plan.Sandbox{Path: fmt.Sprintf("/run/netns/c%d", i+1), Inode: 4026532000 + uint64(i)}
 	}
