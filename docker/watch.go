@@ -2,6 +2,7 @@ package docker
 
 import (
 	"context"
+	"os"
 	"strconv"
 	"strings"
 	"time"
@@ -48,6 +49,9 @@ func (c *Client) Watch(ctx context.Context, tell func(agent.Happening)) {
 func (c *Client) stream(ctx context.Context, tell func(agent.Happening)) (opened bool) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
+	if _, err := os.Stat(c.socket); err != nil {
+		return false // several connections by HTTP would be tried, each second
+	}
 	filters := client.Filters{}.Add("type", string(events.ContainerEventType))
 	// Podman says remove where Docker says destroy.
 	for _, a := range []events.Action{events.ActionStart, events.ActionDie, events.ActionDestroy, events.ActionRemove, events.ActionRename} {
