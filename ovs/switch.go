@@ -76,7 +76,7 @@ type Switch struct {
 
 	left      bool          // nothing is left in the other instance; Run's, as is the next
 	leaving   retry         // when to look again while something is
-	unmade    time.Time     // since when the bridge of a private ovs-vswitchd has not answered; zero: it does
+	unmade    patience      // how long the bridge of a private ovs-vswitchd has not answered
 	unmadeMax time.Duration // a test has its own
 
 	mu   sync.Mutex
@@ -282,17 +282,30 @@ func (s *Switch) revive(ctx context.Context, db *database) error {
 // bridgeless reports whether the bridge has not answered for too long.
 func (s *Switch) bridgeless(db *database) bool {
 	if alive := s.flowDone(); alive != nil && !ended(alive) || db.observe(s.config.Bridge).bridge == nil || answers(s.mgmt) {
-		s.unmade = time.Time{}
+		s.unmade = patience{}
 		return false
 	}
-	if s.unmade.IsZero() {
-		s.unmade = time.Now()
-	}
-	if time.Since(s.unmade) < s.unmadeMax {
+	if s.unmade.look(time.Now()) < s.unmadeMax {
 		return false
 	}
-	s.unmade = time.Time{}
+	s.unmade = patience{}
 	return true
+}
+
+// patience counts how long something was seen missing by somebody who looks every [lookAlive] or more often. A
+// host that stood still meanwhile did not look, and is not taken for one where it was missing so long.
+type patience struct {
+	last time.Time
+	sum  time.Duration
+}
+
+// look notes that it is still missing and returns for how long.
+func (p *patience) look(now time.Time) time.Duration {
+	if !p.last.IsZero() {
+		p.sum += min(now.Sub(p.last), 2*lookAlive)
+	}
+	p.last = now
+	return p.sum
 }
 
 // compare tells of drift when the database is not what the last plan wants. It reports false if an

@@ -671,3 +671,17 @@ func TestNewChecks(t *testing.T) {
 		}
 	}
 }
+
+// A host that stood still is not taken for one whose switch was dead meanwhile.
+func TestPatience(t *testing.T) {
+	var p patience
+	at := time.Unix(0, 0)
+	for _, step := range []struct{ wait, want time.Duration }{
+		{0, 0}, {2 * time.Second, 2 * time.Second}, {20 * time.Millisecond, 2020 * time.Millisecond}, {95 * time.Second, 6020 * time.Millisecond},
+	} {
+		at = at.Add(step.wait)
+		if got := p.look(at); got != step.want {
+			t.Errorf("after %v more: %v, want %v", step.wait, got, step.want)
+		}
+	}
+}
