@@ -170,7 +170,7 @@ bench-gossip-doc:
 # A (root): PASSES interleaved passes, seven in the guest, written to docs/benchmarks-data.md. GUEST=false leaves the guest out, and its
 # section as it was. bench-program is the part of it that says what it costs to program so many endpoints and peers into
 # a real Open vSwitch.
-PASSES ?= 15
+PASSES ?= 10
 GUEST  ?= true
 .PHONY: bench-data bench-program
 bench-data: deps build

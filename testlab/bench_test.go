@@ -24,7 +24,7 @@ import (
 )
 
 var (
-	passes      = flag.Int("passes", 15, "BenchmarkDataPlane: passes over all cases")
+	passes      = flag.Int("passes", 10, "BenchmarkDataPlane: passes over all cases")
 	seconds     = flag.Int("seconds", 1, "BenchmarkDataPlane: length of each transfer")
 	guestPasses = flag.Int("guest-passes", 7, "BenchmarkDataPlane: passes in the guest, where one takes minutes")
 	withGuest   = flag.Bool("with-guest", false, "BenchmarkDataPlane: transport A too, in the guest of testlab/vm")
@@ -38,9 +38,9 @@ const (
 	// awakeSeconds is how long a lab that goes on is left alone: connections that were silent for too long
 	// are made anew.
 	awakeSeconds = 3
-	// guestStreams is how many TCP streams a pass in the guest has, one after another: there one has twice
+	// streams is how many TCP streams a pass has for a case, one after another: in the guest one has twice
 	// what the next has.
-	guestStreams = 5
+	streams = 5
 )
 
 // figures are what one pass over one case gave.
@@ -102,10 +102,10 @@ func BenchmarkDataPlane(b *testing.B) {
 	var text strings.Builder
 	fmt.Fprintf(&text, "# The data plane, measured\n\nWritten by `make bench-data`; not to be edited.\n\n"+
 		"%s, %d processors, Linux %s, load average %s before and %s after. %d interleaved passes; medians, and in brackets the middle half.\n"+
-		"TCP is one stream for %d s; RTT the mean of the middle half of %d pings, on this machine to %d containers in turn where there are switches, and p95 what one of twenty takes longer than; UDP what arrives of datagrams of 64 bytes sent as fast as one sender can.\n"+
+		"TCP is the mean of %d streams of %d s, one after another; RTT the mean of the middle half of %d pings, on this machine to %d containers in turn where there are switches, and p95 what one of twenty takes longer than; UDP what arrives of datagrams of 64 bytes sent as fast as one sender can.\n"+
 		"Hosts of other cases stand, with their processes stopped, but for the round trips.\n"+
 		"`ours ÷ …` is the median of the passes' own ratios.\n",
-		time.Now().UTC().Format(time.DateOnly), runtime.NumCPU(), release(b), began, load(), *passes, *seconds, pings, servers)
+		time.Now().UTC().Format(time.DateOnly), runtime.NumCPU(), release(b), began, load(), *passes, streams, *seconds, pings, servers)
 	tables(&text, "This machine", nativeCases(), all)
 	ratios(&text, nativeRatios(), all)
 	if *withGuest {
@@ -367,10 +367,6 @@ func (c *dataCase) tcp(b *testing.B) float64 {
 				Bits float64 `json:"bits_per_second"`
 			} `json:"sum_received"`
 		}
-	}
-	streams := 1
-	if *inGuest {
-		streams = guestStreams
 	}
 	var sum float64
 	for range streams {
