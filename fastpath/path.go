@@ -96,11 +96,7 @@ func (p *Path) Run(ctx context.Context) error {
 			}
 		case <-timer.C:
 			began := time.Now()
-			if looks%mapsEvery == 0 {
-				p.verify(p.intact)
-			} else {
-				p.verify(p.devicesIntact)
-			}
+			p.verify(p.look(looks))
 			looks++
 			timer.Reset(max(verifyEvery, restFactor*time.Since(began)))
 		case <-card.C:
@@ -115,6 +111,14 @@ func (p *Path) Run(ctx context.Context) error {
 	for p.reap() {
 	}
 	return nil
+}
+
+// look returns what the n-th look is at.
+func (p *Path) look(n int) func() (bool, error) {
+	if n%mapsEvery == 0 {
+		return p.intact
+	}
+	return p.devicesIntact
 }
 
 // reap removes one device that waits for it, and reports whether there was one.

@@ -355,7 +355,9 @@ func drifts(t *testing.T, sent bool) {
 		},
 	} {
 		breaks()
-		p.verify(p.intact)
+		for n := range mapsEvery {
+			p.verify(p.look(n + 1))
+		}
 		select {
 		case <-p.Drift():
 			if what == "" {
