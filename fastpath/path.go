@@ -186,10 +186,7 @@ func (p *Path) devicesIntact() (bool, error) {
 			}
 		}
 	}
-	if same, err := p.outer.intact(have, id, p.tcx); err != nil || !same {
-		return false, err
-	}
-	return true, nil
+	return p.outer.intact(have, id, p.tcx)
 }
 
 // intact reports whether twins, programs and maps are as Apply left them. Devices that are gone are not

@@ -23,7 +23,7 @@ func (r *round) silence(nics []string) error {
 	var errs []error
 	for _, name := range noted {
 		if !slices.Contains(nics, name) {
-			errs = append(errs, r.arpIgnore(name, "1", "0"))
+			errs = append(errs, r.setARPIgnore(name, "1", "0"))
 		}
 	}
 	want := slices.DeleteFunc(slices.Clone(nics), func(name string) bool {
@@ -38,7 +38,7 @@ func (r *round) silence(nics []string) error {
 		}
 	}
 	for _, name := range want {
-		errs = append(errs, r.arpIgnore(name, "0", "1"))
+		errs = append(errs, r.setARPIgnore(name, "0", "1"))
 	}
 	return errors.Join(errs...)
 }
@@ -53,9 +53,9 @@ func (r *round) noteSilenced(names []string) error {
 	return os.WriteFile(r.silenced, []byte(strings.Join(names, "\n")+"\n"), 0o644)
 }
 
-// arpIgnore sets a device's arp_ignore, where it is what it was: 1 is to answer for its own addresses only
+// setARPIgnore sets a device's arp_ignore, where it is what it was: 1 is to answer for its own addresses only
 // (Linux, networking/ip-sysctl). A device that is not there answers nothing.
-func (r *round) arpIgnore(device, was, value string) error {
+func (r *round) setARPIgnore(device, was, value string) error {
 	if arpIgnore(device) != was {
 		return nil
 	}

@@ -243,7 +243,7 @@ func measureAll(b *testing.B, cases []*dataCase) []figures {
 
 // measure goes over the cases once. All labs are stopped before and after.
 func measure(b *testing.B, labs map[string]*lab, cases []*dataCase) []figures {
-	awake := awakeSeconds * time.Second
+	awake := awakeSeconds * time.Second // little is computed meanwhile: in the guest three times as long will do
 	if *inGuest {
 		awake *= 3
 	}
