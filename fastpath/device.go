@@ -2,6 +2,7 @@ package fastpath
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"iter"
@@ -10,6 +11,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -232,7 +234,7 @@ func (r *round) up(l netlink.Link) error {
 }
 
 // clear removes programs and twins that the plan has not.
-func (r *round) clear(keep []pair) error {
+func (r *round) clear(ctx context.Context, keep []pair) error {
 	wanted := map[string]bool{}
 	for _, t := range keep {
 		wanted[t.device], wanted[t.Slow], wanted[t.Port] = true, true, true
@@ -255,7 +257,9 @@ func (r *round) clear(keep []pair) error {
 		case twin:
 			errs = append(errs, r.drop(l))
 		default:
+			began := time.Now()
 			errs = append(errs, r.detach(l))
+			r.path.pause(ctx, time.Since(began))
 		}
 	}
 	return errors.Join(errs...)

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
@@ -123,6 +124,7 @@ func (p *Path) Yield(ctx context.Context) error {
 			return err
 		}
 	}
+	p.paused = 0
 	p.forget() // nothing else was looked at
 	if p.program == nil || !p.tcx {
 		return nil
@@ -138,9 +140,11 @@ func (p *Path) Yield(ctx context.Context) error {
 		if len(filters) == 0 || strings.HasPrefix(l.Attrs().Alias, aliasTwin) {
 			continue
 		}
+		began := time.Now()
 		if _, err := p.program.toTCX(l); err != nil && !errors.Is(err, unix.ENODEV) {
 			return err
 		}
+		p.pause(ctx, time.Since(began))
 	}
 	return nil
 }

@@ -20,11 +20,13 @@ import (
 // verifyEvery is how often programs and maps are compared with what Apply left: nothing tells when
 // somebody changes them. A look that took long is followed by restFactor times as long a rest, so that
 // looking takes at most one part in restFactor of a processor. The maps, which are nobody else's business and
-// whose empty places are passed over one by one, are read by every mapsEvery-th look.
+// whose empty places are passed over one by one, are read by every mapsEvery-th look. pausedMax bounds what one
+// Apply or Yield waits for the sake of others.
 const (
 	verifyEvery = 2 * time.Second
 	restFactor  = 200
 	mapsEvery   = 4
+	pausedMax   = 3 * time.Second
 )
 
 // Path makes programs, twins and maps of this host equal to a plan.
@@ -41,7 +43,8 @@ type Path struct {
 	full    bool     // a map was full, and it was said
 	running bool     // Run is there to remove devices
 	doomed  []netlink.Link
-	counted []Port // what Traffic shows, with indexes
+	paused  time.Duration // the last Apply or Yield for others' sake
+	counted []Port        // what Traffic shows, with indexes
 	indexes map[string]uint32
 	outer   outer
 
@@ -92,7 +95,8 @@ func (p *Path) Run(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 		case <-p.wake:
-			for p.reap() {
+			for began := time.Now(); p.reap(); began = time.Now() {
+				pause(ctx, time.Since(began))
 			}
 		case <-timer.C:
 			began := time.Now()
@@ -228,6 +232,7 @@ func (p *Path) forget() {
 func (p *Path) Apply(ctx context.Context, h *plan.Host) ([]plan.Step, plan.Found, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	p.paused = 0
 	r := round{path: p, host: h}
 	err := r.apply(ctx)
 	if err != nil {
@@ -297,7 +302,7 @@ func (r *round) apply(ctx context.Context) error {
 		}
 	}
 	if !r.host.FastPath {
-		return r.off()
+		return r.off(ctx)
 	}
 	if err := r.load(); err != nil {
 		return err
@@ -320,8 +325,26 @@ func (r *round) apply(ctx context.Context) error {
 		}
 	}
 	r.listen()
-	errs = append(errs, r.clear(twins))
+	errs = append(errs, r.clear(ctx, twins))
 	return errors.Join(errs...)
+}
+
+// pause leaves the kernel's lock of all devices to others for as long as it was held. Taking a program or a device
+// away holds it for a grace period of RCU. ovs-vswitchd asks for it several times while it changes ports, and a turn
+// later it has it: while it waits, what comes in by its ports finds the queues of their sockets full.
+func pause(ctx context.Context, held time.Duration) {
+	select {
+	case <-ctx.Done():
+	case <-time.After(held):
+	}
+}
+
+// pause is [pause] in moderation: with thousands of devices it is done sooner without. p.mu is held.
+func (p *Path) pause(ctx context.Context, held time.Duration) {
+	if p.paused < pausedMax {
+		p.paused += held
+		pause(ctx, held)
+	}
 }
 
 // load loads the program, unless there is one.
@@ -401,7 +424,7 @@ func (r *round) twins() []pair {
 }
 
 // off empties the maps and removes programs and twins of everybody.
-func (r *round) off() error {
+func (r *round) off(ctx context.Context) error {
 	p := r.path
 	var errs []error
 	if p.program != nil {
@@ -409,7 +432,7 @@ func (r *round) off() error {
 		errs = r.remove(want, everything(p.has.members, nil))
 	}
 	p.outer.port, p.outer.lack = Port{}, ""
-	errs = append(errs, r.clear(nil))
+	errs = append(errs, r.clear(ctx, nil))
 	if err := errors.Join(errs...); err != nil {
 		return err
 	}

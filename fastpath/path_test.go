@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/cilium/ebpf"
@@ -403,9 +404,18 @@ func TestYield(t *testing.T) {
 		t.Fatal(err)
 	}
 	has("ready", false, true)
+	paused := func() {
+		t.Helper()
+		if p.paused == 0 {
+			t.Error("the kernel's lock was not left to others")
+		}
+		p.paused = 0
+	}
+	paused()
 	facts.Choice.FastPath = false
 	off := plan.For(h, m.View(), facts)
 	apply(t, p, off)
+	paused()
 	bare(t)
 	if err := p.Yield(t.Context()); err != nil {
 		t.Fatal(err)
@@ -460,6 +470,25 @@ func TestForeign(t *testing.T) {
 	if _, err := netlink.LinkByName(attrs.Name); err != nil {
 		t.Error("the foreign device is gone")
 	}
+}
+
+// TestPause: others have the lock for as long as it was held, but not for ever, and not when all is to end.
+func TestPause(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p, began := New(nil), time.Now()
+		for range 1000 {
+			p.pause(t.Context(), 25*time.Millisecond)
+		}
+		if got := time.Since(began); got != pausedMax {
+			t.Errorf("paused %s, want %s", got, pausedMax)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel()
+		pause(ctx, time.Hour)
+		if got := time.Since(began); got != pausedMax {
+			t.Errorf("paused %s after the end", got)
+		}
+	})
 }
 
 // TestRun: the watch ends with its context.

@@ -9,6 +9,10 @@ import (
 	"meshnet/plan"
 )
 
+// catchUpTurns is how many turns of its main loop ovs-vswitchd takes at most for what waits at a port: a turn takes 32
+// packets (NETDEV_MAX_BURST), and the default buffer of a socket holds no more than 280.
+const catchUpTurns = 10
+
 // apply is one run of [Switch.Apply].
 type apply struct {
 	s     *Switch
@@ -62,8 +66,25 @@ func (a *apply) run(ctx context.Context) {
 		a.s.held.doubtful = true // whatever the old bridge had
 		a.flows(ctx)
 	}
+	if len(d.remove) > 0 && len(d.add) > 0 {
+		a.catchUp(ctx)
+	}
 	a.judge(want, devices)
 	a.warm(ctx)
+}
+
+// catchUp waits until ovs-vswitchd has taken what waited at its new ports while it changed them. Where new ones are in
+// the place of old ones, as when a fast path goes, the packets of before have other ways yet, and are only copies
+// there; those of after would find the queues full.
+func (a *apply) catchUp(ctx context.Context) {
+	conn, err := a.s.openflow(ctx)
+	for range catchUpTurns {
+		if err != nil {
+			a.s.config.Log.Debug("ovs-vswitchd may be behind", "err", err) // there is nothing else to do about it
+			return
+		}
+		err = conn.Barrier(ctx)
+	}
 }
 
 // warm sees to tunnels that are new.

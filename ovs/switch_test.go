@@ -398,6 +398,27 @@ func TestApplyDifference(t *testing.T) {
 	}
 	r.settled(next)
 
+	t.Log("a port in the place of another, as with twins: no flow changes, and ovs-vswitchd has a few turns to catch up")
+	turns := func(h *plan.Host) int {
+		read := func() (n int) {
+			if _, err := fmt.Sscan(r.ovs.Appctl("coverage/read-counter", "ofproto_recv_openflow"), &n); err != nil {
+				t.Fatal(err)
+			}
+			return n
+		}
+		before := read()
+		r.apply(h)
+		return read() - before
+	}
+	r.device("mc-x9")
+	swap := changed(next, web, func(n *plan.Network) {
+		n.Ports = []plan.Port{n.Ports[0], local(0xc9, "mc-x9", 19, "10.2.0.9")}
+	})
+	if same, swapped := turns(next), turns(swap); same >= catchUpTurns || swapped < catchUpTurns || swapped >= 2*catchUpTurns {
+		t.Errorf("%d messages for nothing, %d for a port in the place of another", same, swapped)
+	}
+	r.apply(next)
+
 	t.Log("a peer goes")
 	gone := *next
 	gone.Tunnels = next.Tunnels[:1]
