@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/vishvananda/netlink"
 
@@ -232,8 +233,15 @@ func TestRunRemoves(t *testing.T) {
 		t.Fatal("nothing waits for its removal")
 	}
 	apply(t, p, h)
-	for p.reap() {
+	reap := func() (held time.Duration) {
+		for more := true; more; {
+			var n time.Duration
+			more, n = p.reap()
+			held += n
+		}
+		return held
 	}
+	reap()
 	twin := h.Networks[web].Ports[0].Twin.Slow
 	if _, err := netlink.LinkByName(twin); err != nil {
 		t.Errorf("%s: %v", twin, err)
@@ -241,8 +249,15 @@ func TestRunRemoves(t *testing.T) {
 	if same, err := p.intact(); !same || err != nil {
 		t.Errorf("not as it should be: %v", err)
 	}
-	apply(t, p, plan.For(h, m.View(), off))
-	for p.reap() {
+	m.Apply(1, state.RemoveEndpoint{ID: h.Networks[web].Ports[0].Endpoint})
+	next := plan.For(h, m.View(), facts)
+	apply(t, p, next)
+	if len(p.doomed) != 1 || reap() != 0 {
+		t.Error("containers that come and go wait for a switch by which nothing goes")
+	}
+	apply(t, p, plan.For(next, m.View(), off))
+	if reap() == 0 {
+		t.Error("the switch, by which all goes now, is not left the kernel's lock")
 	}
 	bare(t)
 }

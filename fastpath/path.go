@@ -95,8 +95,10 @@ func (p *Path) Run(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 		case <-p.wake:
-			for began := time.Now(); p.reap(); began = time.Now() {
-				pause(ctx, time.Since(began))
+			for more := true; more; {
+				var held time.Duration
+				more, held = p.reap()
+				pause(ctx, held)
 			}
 		case <-timer.C:
 			began := time.Now()
@@ -112,7 +114,8 @@ func (p *Path) Run(ctx context.Context) error {
 	p.mu.Lock()
 	p.running = false
 	p.mu.Unlock()
-	for p.reap() {
+	for more := true; more; {
+		more, _ = p.reap()
 	}
 	return nil
 }
@@ -125,19 +128,24 @@ func (p *Path) look(n int) func() (bool, error) {
 	return p.devicesIntact
 }
 
-// reap removes one device that waits for it, and reports whether there was one.
-func (p *Path) reap() bool {
+// reap removes one device that waits for it, and reports whether more do. While there is no fast path it says how long
+// it held the kernel's lock of all devices, too: then packets go by ovs-vswitchd, see [pause].
+func (p *Path) reap() (more bool, held time.Duration) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if len(p.doomed) == 0 {
-		return false
+		return false, 0
 	}
 	l := p.doomed[0]
 	p.doomed = p.doomed[1:]
+	began := time.Now()
 	if err := deleteDevice(l); err != nil {
 		p.log.Warn("a twin was not removed; it is tried again with the next change", "err", err)
 	}
-	return true
+	if p.program == nil {
+		held = time.Since(began)
+	}
+	return len(p.doomed) > 0, held
 }
 
 // verify looks, tells of drift, and has the next Apply read everything.
