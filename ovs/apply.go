@@ -5,13 +5,18 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"time"
 
 	"meshnet/plan"
 )
 
 // catchUpTurns is how many turns of its main loop ovs-vswitchd takes at most for what waits at a port: a turn takes 32
-// packets (NETDEV_MAX_BURST), and the default buffer of a socket holds no more than 280.
-const catchUpTurns = 10
+// packets (NETDEV_MAX_BURST), and the default buffer of a socket holds no more than 280. One that hangs is not waited
+// for longer than catchUpMax.
+const (
+	catchUpTurns = 10
+	catchUpMax   = 2 * time.Second
+)
 
 // apply is one run of [Switch.Apply].
 type apply struct {
@@ -77,6 +82,8 @@ func (a *apply) run(ctx context.Context) {
 // the place of old ones, as when a fast path goes, the packets of before have other ways yet, and are only copies
 // there; those of after would find the queues full.
 func (a *apply) catchUp(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, catchUpMax)
+	defer cancel()
 	conn, err := a.s.openflow(ctx)
 	for range catchUpTurns {
 		if err != nil {
