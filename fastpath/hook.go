@@ -107,7 +107,7 @@ func (p *program) toTCX(l netlink.Link) (bool, error) {
 // Yield makes the devices ready to be ports of the switch themselves, before a plan without a fast path is
 // applied to it: that removes clsact from them, by which they would lose what they are about to send. While
 // the fast path is on they send next to nothing themselves. Without TCX it does nothing. It takes 12 ms for
-// each device.
+// each device, and as long again between two, for others' sake, until that is pausedMax.
 func (p *Path) Yield(ctx context.Context) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()

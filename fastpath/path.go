@@ -95,11 +95,7 @@ func (p *Path) Run(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 		case <-p.wake:
-			for more := true; more; {
-				var held time.Duration
-				more, held = p.reap()
-				pause(ctx, held)
-			}
+			p.sweep(ctx)
 		case <-timer.C:
 			began := time.Now()
 			p.verify(p.look(looks))
@@ -114,10 +110,17 @@ func (p *Path) Run(ctx context.Context) error {
 	p.mu.Lock()
 	p.running = false
 	p.mu.Unlock()
-	for more := true; more; {
-		more, _ = p.reap()
-	}
+	p.sweep(ctx)
 	return nil
+}
+
+// sweep removes all devices that wait for it.
+func (p *Path) sweep(ctx context.Context) {
+	for more := true; more; {
+		var held time.Duration
+		more, held = p.reap()
+		pause(ctx, held)
+	}
 }
 
 // look returns what the n-th look is at.
@@ -236,7 +239,7 @@ func (p *Path) forget() {
 
 // Apply makes the fast path equal to the plan. Once it has returned nothing passes that the plan does
 // not have; what failed goes through the switch. It returns what it did. While [Path.Run] runs, twins
-// may still be there for some 25 ms after Apply said that they are removed.
+// are removed after Apply said that they are, some 25 ms for each, and as long between two while there is no fast path.
 func (p *Path) Apply(ctx context.Context, h *plan.Host) ([]plan.Step, plan.Found, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -85,12 +85,11 @@ func (a *apply) catchUp(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, catchUpMax)
 	defer cancel()
 	conn, err := a.s.openflow(ctx)
-	for range catchUpTurns {
-		if err != nil {
-			a.s.config.Log.Debug("ovs-vswitchd may be behind", "err", err) // there is nothing else to do about it
-			return
-		}
+	for turn := 0; err == nil && turn < catchUpTurns; turn++ {
 		err = conn.Barrier(ctx)
+	}
+	if err != nil {
+		a.s.config.Log.Debug("ovs-vswitchd may be behind", "err", err) // there is nothing else to do about it
 	}
 }
 

@@ -75,26 +75,6 @@ func (c *ofConn) Change(ctx context.Context, add, remove []flow.Flow) error {
 	return nil
 }
 
-// Barrier returns when the switch has worked off what was sent before, which is a turn of its main loop.
-func (c *ofConn) Barrier(ctx context.Context) error {
-	end, err := c.begin(ctx)
-	if err != nil {
-		return fmt.Errorf("wait for ovs-vswitchd: %w", err)
-	}
-	defer end()
-	r := &request{answer: func(_ openflow.Header, m openflow.Message) (bool, error) {
-		if _, ok := m.(openflow.BarrierReply); !ok {
-			return true, fmt.Errorf("unexpected %T", m)
-		}
-		return true, nil
-	}}
-	c.expect(r, 1)
-	if err := c.send(r.first, openflow.BarrierRequest{}); err != nil {
-		return err
-	}
-	return c.wait(ctx, r)
-}
-
 // commit sends u and commits it. All messages are on their way before the first answer is read; the barrier behind
 // them shows that nothing was refused. Without it the switch would commit what it did not refuse.
 func (c *ofConn) commit(ctx context.Context, u bundle) error {

@@ -331,6 +331,26 @@ func (c *ofConn) features(ctx context.Context) error {
 	return c.wait(ctx, r)
 }
 
+// Barrier returns when the switch has worked off what was sent before, which is a turn of its main loop.
+func (c *ofConn) Barrier(ctx context.Context) error {
+	end, err := c.begin(ctx)
+	if err != nil {
+		return fmt.Errorf("wait for ovs-vswitchd: %w", err)
+	}
+	defer end()
+	r := &request{answer: func(_ openflow.Header, m openflow.Message) (bool, error) {
+		if _, ok := m.(openflow.BarrierReply); !ok {
+			return true, fmt.Errorf("unexpected %T", m)
+		}
+		return true, nil
+	}}
+	c.expect(r, 1)
+	if err := c.send(r.first, openflow.BarrierRequest{}); err != nil {
+		return err
+	}
+	return c.wait(ctx, r)
+}
+
 // monitor asks to be told of what others do to flows. A switch that cannot is no error: then flows are counted, and
 // read every few minutes.
 func (c *ofConn) monitor(ctx context.Context) error {
