@@ -161,7 +161,7 @@ func daemonCases() []nodeCase {
 		{name: "stopped", done: "meshnet down, meshnet up -d", pinged: "c3", agreeing: 3, do: func(l *lab, from func()) string {
 			read := l.meshnet(3, "down")
 			from()
-			return read + l.meshnet(3, "up", "-d")
+			return read + l.meshnet(3, "up", "--detach=true")
 		}},
 		{name: "killed", done: "kill -9 of the daemon, meshnet up -d", pinged: "c3", agreeing: 3, do: func(l *lab, from func()) string {
 			l.run("kill", "3")

@@ -7,7 +7,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
 	"syscall"
 	"time"
 
@@ -54,9 +53,7 @@ func (t *terminal) detached(c *cli.Context, o options) error {
 	if err != nil {
 		return fmt.Errorf("find this program: %w", err)
 	}
-	cmd := exec.Command(program, slices.DeleteFunc(slices.Clone(t.args[1:]), func(arg string) bool {
-		return slices.Contains([]string{"-d", "--d", "--detach", "-detach", "--json", "-json"}, arg)
-	})...)
+	cmd := exec.Command(program, t.args[1:]...)
 	cmd.Env = append(os.Environ(), readyEnv+"=3")
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.ExtraFiles = []*os.File{out}

@@ -122,7 +122,7 @@ func (t *terminal) start(c *cli.Context) error {
 	if os.Geteuid() != 0 {
 		return errors.New("it changes this host's network, which only root may; use sudo meshnet up")
 	}
-	if c.Bool("detach") {
+	if c.Bool("detach") && os.Getenv(readyEnv) == "" { // else it is the daemon of one that was
 		return t.detached(c, o)
 	}
 	err = daemon(c.Context, o, t.err)
