@@ -90,7 +90,7 @@ func (d *door) Detach(_ context.Context, r agent.Ref, _ string) ([]agent.Attachm
 }
 
 func config(path string, d Door, stop func()) Config {
-	return Config{Path: path, Door: d, Version: "1", RunDir: "/r", StateDir: "/s", Stop: stop, Log: slog.New(slog.DiscardHandler)}
+	return Config{Path: path, Door: d, Version: "1", RunDir: "/r", StateDir: "/s", OVSDB: "unix:/o", Stop: stop, Log: slog.New(slog.DiscardHandler)}
 }
 
 func serve(t *testing.T, d Door) (path string) {
@@ -362,7 +362,7 @@ func TestStop(t *testing.T) {
 	ended := make(chan error, 1)
 	go func() { ended <- s.Serve(ctx) }()
 	got, err := NewClient(path).Stop(context.Background())
-	if err != nil || got.PID != os.Getpid() || got.RunDir != "/r" || got.StateDir != "/s" {
+	if err != nil || got.PID != os.Getpid() || got.RunDir != "/r" || got.StateDir != "/s" || got.OVSDB != "unix:/o" {
 		t.Errorf("stop: %+v %v", got, err)
 	}
 	if err := <-ended; err != nil {

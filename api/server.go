@@ -62,6 +62,7 @@ type Config struct {
 	Version  string
 	RunDir   string // told to who stops the daemon
 	StateDir string
+	OVSDB    string
 	Settings []Setting // in force, for config show
 	Stop     func()    // ends the daemon; required; called at most once a request
 	Log      *slog.Logger
@@ -193,12 +194,12 @@ func (s *Server) routes() http.Handler {
 	})
 	mux.HandleFunc("POST /v1/leave", func(w http.ResponseWriter, r *http.Request) {
 		err := door.Leave(r.Context())
-		reply(w, Stopping{PID: os.Getpid(), RunDir: s.c.RunDir, StateDir: s.c.StateDir}, err)
+		reply(w, s.stopping(), err)
 	})
 	mux.HandleFunc("POST /v1/attach", s.attach)
 	mux.HandleFunc("POST /v1/detach", s.detach)
 	mux.HandleFunc("POST /v1/stop", func(w http.ResponseWriter, _ *http.Request) {
-		answer(w, Stopping{PID: os.Getpid(), RunDir: s.c.RunDir, StateDir: s.c.StateDir})
+		answer(w, s.stopping())
 		s.c.Stop()
 	})
 	s.portRoutes(mux)
@@ -208,6 +209,10 @@ func (s *Server) routes() http.Handler {
 		answer(w, Error{fmt.Sprintf("%s %s: no such path; the daemon is of another version", r.Method, r.URL.Path), Failed})
 	})
 	return mux
+}
+
+func (s *Server) stopping() Stopping {
+	return Stopping{PID: os.Getpid(), RunDir: s.c.RunDir, StateDir: s.c.StateDir, OVSDB: s.c.OVSDB}
 }
 
 func (s *Server) create(w http.ResponseWriter, r *http.Request) {

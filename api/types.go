@@ -246,4 +246,5 @@ type Stopping struct {
 	PID      int    `json:"pid"`
 	RunDir   string `json:"run_dir"`
 	StateDir string `json:"state_dir"`
+	OVSDB    string `json:"ovsdb,omitempty"` // as it was given to up
 }

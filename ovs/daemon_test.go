@@ -230,6 +230,29 @@ func TestPurge(t *testing.T) {
 	}
 }
 
+// TestPurgeAsleep: an instance that is stopped keeps our bridge, which is said; nobody else's is.
+func TestPurgeAsleep(t *testing.T) {
+	t.Parallel()
+	host := ovstest.Start(t)
+	host.Vsctl("add-br", "meshnet", "--", "set", "bridge", "meshnet", "datapath_type=dummy", "external_ids:meshnet=1",
+		"--", "add-br", "theirs", "--", "set", "bridge", "theirs", "datapath_type=dummy")
+	host.Kill(ovstest.Switchd)
+	host.Kill(ovstest.Server)
+	c := PurgeConfig{RunDir: shortDir(t), HostRunDir: host.Dir, HostDB: filepath.Join(host.Dir, "conf.db"), Bridge: "meshnet"}
+	if _, err := Purge(context.Background(), c); err == nil || !strings.Contains(err.Error(), "start it and purge again") {
+		t.Errorf("our bridge is in its database: %v", err)
+	}
+	c.Bridge = "theirs"
+	if _, err := Purge(context.Background(), c); err != nil {
+		t.Error(err)
+	}
+	c.HostDB = filepath.Join(host.Dir, "none.db")
+	c.Bridge = "meshnet"
+	if _, err := Purge(context.Background(), c); err != nil {
+		t.Error(err)
+	}
+}
+
 // TestStopSparesStrangers: a pidfile may be older than the process that has its pid now.
 func TestStopSparesStrangers(t *testing.T) {
 	t.Parallel()

@@ -1,10 +1,14 @@
 package ovs
 
 import (
+	"bytes"
+	"cmp"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"time"
 
@@ -17,15 +21,23 @@ import (
 type PurgeConfig struct {
 	RunDir     string // meshnet's; required
 	HostRunDir string // sockets of the host's instance; empty: [HostRunDir]
+	HostDB     string // database file of the host's instance; empty: [HostDB]
 	OVSDB      string // address of the host's instance; empty: db.sock in HostRunDir
 	Bridge     string // name of the bridge; required
 }
 
+// HostDB is where the host's own instance keeps its database, unless told otherwise: as ovs-ctl(8) has it.
+const HostDB = "/etc/openvswitch/conf.db"
+
 // Purge removes all that a [Switch] ever made on this host: its bridge, if it bears our mark, and a
-// private instance whole. What is not there is no error. The daemon must not be running.
+// private instance whole. What is not there is no error; a host's instance that is stopped and would have the
+// bridge again when it is started is one. The daemon must not be running.
 func Purge(ctx context.Context, c PurgeConfig) ([]plan.Step, error) {
 	address, _ := hostAddress(c.OVSDB, c.HostRunDir)
 	steps, err := purgeBridge(ctx, address, c.Bridge)
+	if file := cmp.Or(c.HostDB, HostDB); c.OVSDB == "" && !addressAnswers(address) && asleep(ctx, file, c.Bridge) {
+		err = fmt.Errorf("Open vSwitch of this host is stopped, and its database %s has bridge %s; start it and purge again", file, c.Bridge)
+	}
 	more, err2 := purgePrivate(ctx, instance{dir: privateDir(c.RunDir)}, c.Bridge)
 	return append(steps, more...), errors.Join(err, err2)
 }
@@ -97,6 +109,28 @@ func purgeBridge(ctx context.Context, address, bridge string) ([]plan.Step, erro
 		return steps, fmt.Errorf("remove bridge %s: %w", bridge, err)
 	}
 	return steps, nil
+}
+
+// asleep reports whether the database of an instance that does not run has our bridge. One that cannot be read
+// brings no bridge back.
+func asleep(ctx context.Context, file, bridge string) bool {
+	if _, err := os.Stat(file); err != nil {
+		return false
+	}
+	path, err := findProgram(toolProgram)
+	if err != nil {
+		return false
+	}
+	query, err := json.Marshal([]any{"Open_vSwitch", map[string]any{
+		"op": "select", "table": tableBridge, "where": [][]any{{"name", "==", bridge}}, "columns": []string{"external_ids"},
+	}})
+	if err != nil {
+		return false
+	}
+	ctx, cancel := context.WithTimeout(ctx, startMax)
+	defer cancel()
+	out, err := exec.CommandContext(ctx, path, "query", file, string(query)).Output()
+	return err == nil && bytes.Contains(out, []byte(`["`+markBridge+`",`))
 }
 
 // purgePrivate removes a private instance: its bridge first, so that ovs-vswitchd itself takes back

@@ -194,7 +194,7 @@ func run(ctx context.Context, o options, log *slog.Logger, w waiting, warnings [
 	}
 	g := newGroup(ctx)
 	door, err := api.Listen(api.Config{
-		Path: o.socket, Door: doer, Version: version, RunDir: o.runDir, StateDir: o.stateDir, Settings: h.inForce(node),
+		Path: o.socket, Door: doer, Version: version, RunDir: o.runDir, StateDir: o.stateDir, OVSDB: o.ovsdb, Settings: h.inForce(node),
 		Stop: func() { g.cancel(nil) }, Log: log,
 	})
 	if err != nil {

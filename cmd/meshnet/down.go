@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -49,7 +50,7 @@ func (t *terminal) stop(c *cli.Context) error {
 	if _, err := t.configure(c); err != nil {
 		return err
 	}
-	runDir, stateDir := c.String("run-dir"), c.String("state-dir")
+	runDir, stateDir, ovsdb := c.String("run-dir"), c.String("state-dir"), c.String("ovsdb")
 	message := "meshnet is down; traffic goes on"
 	s, err := api.NewClient(socketOf(c)).Stop(c.Context)
 	switch {
@@ -58,13 +59,13 @@ func (t *terminal) stop(c *cli.Context) error {
 	case err != nil:
 		return err
 	default:
-		runDir, stateDir = s.RunDir, s.StateDir
+		runDir, stateDir, ovsdb = s.RunDir, s.StateDir, cmp.Or(s.OVSDB, ovsdb)
 	}
 	if err := ended(c.Context, runDir); err != nil {
 		return err
 	}
 	if purging {
-		if err := purge(c.Context, runDir, stateDir, c.String("ovsdb")); err != nil {
+		if err := purge(c.Context, runDir, stateDir, ovsdb); err != nil {
 			return fmt.Errorf("remove what meshnet made: %w", err)
 		}
 		message = "meshnet is down; all it made on this host is removed"
