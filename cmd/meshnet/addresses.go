@@ -126,8 +126,11 @@ func (t *terminal) leave() *cli.Command {
 	return &cli.Command{
 		Name: "leave", Usage: "take this node out of the mesh for good, then stop its daemon",
 		Description: "Its containers are detached and its addresses handed to the other nodes. To come back, start it again.",
-		Flags:       dirFlags(),
+		Flags:       settleable(dirFlags()),
 		Action: verb(0, 0, words, func(c *cli.Context) error {
+			if _, err := t.configure(c); err != nil {
+				return err
+			}
 			if _, err := api.NewClient(socketOf(c)).Leave(c.Context); err != nil {
 				return err
 			}

@@ -109,6 +109,20 @@ func TestConfigMistakes(t *testing.T) {
 	}
 }
 
+// TestConfigOthers: leave and doctor read it, too.
+func TestConfigOthers(t *testing.T) {
+	var out, errs strings.Builder
+	term := &terminal{out: &out, err: &errs}
+	path := writeFile(t, "meshnet.toml", "socket = '"+serve(t, newDoor())+"'\n")
+	if code := term.run(context.Background(), []string{"meshnet", "leave", "--config", path}); code != 0 {
+		t.Errorf("leave: %d, %s", code, errs.String())
+	}
+	path = writeFile(t, "meshnet.toml", "advertise = 'x'\n")
+	if code := term.run(context.Background(), []string{"meshnet", "doctor", "--config", path}); code != exitUsage || !strings.Contains(errs.String(), "--advertise") {
+		t.Errorf("doctor: %d, %s", code, errs.String())
+	}
+}
+
 // TestConfigDown: down reads of the file what it needs, and the rest of it is no mistake.
 func TestConfigDown(t *testing.T) {
 	nobody := filepath.Join(t.TempDir(), "s")

@@ -14,7 +14,7 @@ import (
 	"meshnet/plan"
 )
 
-// exitFault: doctor or trace found a fault.
+// exitFault: doctor found a fault.
 const exitFault = 5
 
 // diagnosis is what doctor prints as JSON.
@@ -36,14 +36,17 @@ func (t *terminal) doctor() *cli.Command {
 		Name: "doctor", Usage: "look whether this host is fit, and what is wrong with it",
 		Description: "Looks at Open vSwitch, datapath, fast path, ports, MTU, multicast, offloads, firewall and overlaps, with or without a\n" +
 			"daemon. It changes nothing. Exit code 5: it found a fault.",
-		Flags: append([]cli.Flag{
+		Flags: settleable(append([]cli.Flag{
 			&cli.StringFlag{Name: "iface", Usage: "`INTERFACE` that up is given", DefaultText: "of the default route"},
 			&cli.StringFlag{Name: "advertise", Usage: "`ADDRESS` that up is given", DefaultText: "of the interface"},
 			&cli.StringFlag{Name: "ovs", Usage: "`WHICH` Open vSwitch up is given", Value: "auto"},
 			&cli.StringFlag{Name: "datapath", Usage: "`TYPE` that up is given", Value: "auto"},
 			&cli.StringFlag{Name: "fastpath", Usage: "`WHEN` up is given", Value: "auto"},
-		}, dirFlags()...),
+		}, dirFlags()...)),
 		Action: verb(0, 0, words, func(c *cli.Context) error {
+			if _, err := t.configure(c); err != nil {
+				return err
+			}
 			e, err := examination(c)
 			if err != nil {
 				return err
