@@ -17,6 +17,7 @@ import (
 	"syscall"
 	"time"
 
+	"meshnet/fastpath"
 	"meshnet/netns"
 	"meshnet/ovs"
 	"meshnet/plan"
@@ -26,18 +27,18 @@ import (
 // result is one row of one pass. Times are in milliseconds, memory in MB (10⁶ bytes).
 type result struct {
 	job
-	Plan, Links, Switch float64 // from nothing
-	Flows               int
-	Again               float64 // the same plan once more by who knows nothing of it, as after a restart
-	Change, ChangeMost  float64 // one container elsewhere more or less, median and most
-	Heap                float64 // of this process, which holds the mesh and its plan
-	SwitchRSS           float64 // ovs-vswitchd above what it has without a plan
-	Kernel              float64 // what cannot be reclaimed of the kernel's slabs, above what it was
+	Plan, Links, Fast, Switch float64 // from nothing
+	Flows                     int
+	Again                     float64 // the same plan once more by who knows nothing of it, as after a restart
+	Change, ChangeMost        float64 // one container elsewhere more or less, median and most
+	Heap                      float64 // of this process, which holds the mesh and its plan
+	SwitchRSS                 float64 // ovs-vswitchd above what it has without a plan
+	Kernel                    float64 // what cannot be reclaimed of the kernel's slabs, above what it was
 }
 
 func (r result) String() string {
-	return fmt.Sprintf("%s: plan %.1f, links %.1f, switch %.1f, again %.1f, change %.2f (most %.1f) ms; %d flows; heap %.1f, ovs-vswitchd %.1f, kernel %.1f MB",
-		r.job, r.Plan, r.Links, r.Switch, r.Again, r.Change, r.ChangeMost, r.Flows, r.Heap, r.SwitchRSS, r.Kernel)
+	return fmt.Sprintf("%s: plan %.1f, links %.1f, fast path %.1f, switch %.1f, again %.1f, change %.2f (most %.1f) ms; %d flows; heap %.1f, ovs-vswitchd %.1f, kernel %.1f MB",
+		r.job, r.Plan, r.Links, r.Fast, r.Switch, r.Again, r.Change, r.ChangeMost, r.Flows, r.Heap, r.SwitchRSS, r.Kernel)
 }
 
 // measureChild is the child: it measures the row on its standard input.
@@ -91,7 +92,7 @@ func facts(t state.Transport, m *mesh, sandbox plan.Sandbox) plan.Facts {
 	device := t == state.KernelVXLAN
 	return plan.Facts{
 		Self:   nodeID(0),
-		Choice: plan.Choice{Datapath: "netdev", Transport: t, Private: true, TSO: device},
+		Choice: plan.Choice{Datapath: "netdev", Transport: t, Private: true, TSO: device, FastPath: device},
 		Underlay: plan.Underlay{
 			Device: "eth0", Index: 2, Addr: underlay(0), Prefix: netip.PrefixFrom(underlay(0), 15), MTU: 1500,
 		},
@@ -105,6 +106,7 @@ type host struct {
 	job
 	facts plan.Facts
 	links *netns.Links
+	fast  *fastpath.Path
 	sw    *ovs.Switch
 	plan  *plan.Host
 	stop  func()
@@ -121,18 +123,21 @@ func (h *host) start(ctx context.Context) (err error) {
 	if h.links, err = netns.New(netns.Config{RunDir: runDir, Log: log}); err != nil {
 		return err
 	}
+	h.fast = fastpath.New(log)
 	if h.sw, err = ovs.New(ovs.Config{Choice: h.facts.Choice, RunDir: runDir, Bridge: "meshnet", Log: log}); err != nil {
 		return err
 	}
 	ctx, cancel := context.WithCancel(ctx)
-	ended := make(chan error, 2)
-	for _, run := range []func(context.Context) error{h.links.Run, h.sw.Run} {
+	runs := []func(context.Context) error{h.links.Run, h.fast.Run, h.sw.Run}
+	ended := make(chan error, len(runs))
+	for _, run := range runs {
 		go func() { ended <- run(ctx) }()
 	}
 	h.stop = func() {
 		cancel()
-		<-ended
-		<-ended
+		for range runs {
+			<-ended
+		}
 	}
 	for {
 		found, err := h.sw.Found(ctx)
@@ -149,9 +154,9 @@ func (h *host) start(ctx context.Context) (err error) {
 }
 
 // took is how long the steps of one apply took.
-type took struct{ plan, links, sw time.Duration }
+type took struct{ plan, links, fast, sw time.Duration }
 
-func (t took) all() time.Duration { return t.plan + t.links + t.sw }
+func (t took) all() time.Duration { return t.plan + t.links + t.fast + t.sw }
 
 // apply does what the daemon does about a view, in its order, and returns how many steps it took.
 func (h *host) apply(ctx context.Context, view *state.View) (t took, steps int, err error) {
@@ -165,13 +170,19 @@ func (h *host) apply(ctx context.Context, view *state.View) (t took, steps int, 
 		return t, 0, fmt.Errorf("links: %w", err)
 	}
 	linked := time.Now()
+	fastSteps, _, err := h.fast.Apply(ctx, h.plan)
+	if err != nil {
+		return t, 0, fmt.Errorf("fast path: %w", err)
+	}
+	fast := time.Now()
 	switchSteps, found, err := h.sw.Apply(ctx, h.plan)
 	if err != nil {
 		return t, 0, fmt.Errorf("switch: %w", err)
 	}
 	found.IfNames = links.IfNames
 	h.facts.Found = found
-	return took{planned.Sub(began), linked.Sub(planned), time.Since(linked)}, len(linkSteps) + len(switchSteps), nil
+	steps = len(linkSteps) + len(fastSteps) + len(switchSteps)
+	return took{planned.Sub(began), linked.Sub(planned), fast.Sub(linked), time.Since(fast)}, steps, nil
 }
 
 func (h *host) measure(ctx context.Context) (result, error) {
@@ -187,7 +198,7 @@ func (h *host) measure(ctx context.Context) (result, error) {
 	if err != nil {
 		return r, err
 	}
-	r.Plan, r.Links, r.Switch = ms(t.plan), ms(t.links), ms(t.sw)
+	r.Plan, r.Links, r.Fast, r.Switch = ms(t.plan), ms(t.links), ms(t.fast), ms(t.sw)
 	if err := h.changes(ctx, &r); err != nil {
 		return r, err
 	}
@@ -203,7 +214,7 @@ func (h *host) measure(ctx context.Context) (result, error) {
 	if steps != 0 {
 		return r, fmt.Errorf("the same plan again took %d steps", steps)
 	}
-	r.Again = ms(t.links + t.sw)
+	r.Again = ms(t.links + t.fast + t.sw)
 	if r.Flows, err = flows(); err != nil {
 		return r, err
 	}
