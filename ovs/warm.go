@@ -17,8 +17,8 @@ import (
 // datapath flow of before the tunnel passes on it does not see.
 var warmAfter = [...]time.Duration{50 * time.Millisecond, 150 * time.Millisecond, 400 * time.Millisecond, 2 * time.Second, 5 * time.Minute}
 
-// warmFrame is an Ethernet frame (IEEE 802 local experimental EtherType 1) to nobody. Sent with VNI
-// 0, which no network has, it matches nothing at its peer.
+// warmFrame is an Ethernet frame (IEEE 802 local experimental EtherType 1) to nobody, with VNI 0, which no network
+// has. A peer may return it as it does probes; package echo drops what is no answer to one.
 var warmFrame = [60]byte{0: 0x02, 6: 0x02, 12: 0x88, 13: 0xb5}
 
 // warmth is how often frames went through a tunnel and when the next is due, by the tunnel's port, on

@@ -6,8 +6,7 @@
 // since the plan before is shared with it by pointer. Who is alive plays no part.
 //
 // It reads nothing and changes nothing on the host (packages ovs and netns do), and knows no flows
-// (package flow compiles them from a plan). There is no gateway yet: the gateway's address is kept
-// free and answers nobody.
+// (package flow compiles them from a plan).
 //
 // A plan is immutable; all functions may be called concurrently.
 package plan
