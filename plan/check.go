@@ -32,8 +32,9 @@ func (h *Host) CheckSince(last *Host) {
 	for _, t := range h.Tunnels {
 		c.port(t.OFPort, t.Name)
 		c.name(t.Name)
-		c.say(h.Transport != state.KernelVXLAN, "tunnel %s beside VXLAN devices", t.Name)
-		c.say(t.Remote.IsValid() && t.Remote != h.Underlay, "tunnel %s to %s", t.Name, t.Remote)
+		if !t.Remote.IsValid() || t.Remote == h.Underlay || h.Transport == state.KernelVXLAN {
+			c.say(false, "tunnel %s to %s by transport %s", t.Name, t.Remote, h.Transport)
+		}
 		c.tunnels[t.OFPort] = true
 	}
 	vnis := map[uint32]bool{}
@@ -75,15 +76,16 @@ func (c *checker) say(ok bool, format string, args ...any) {
 }
 
 func (c *checker) port(n uint32, user string) {
-	c.say(n > 0 && n <= portMax, "port number %d of %s", n, user)
-	other, twice := c.ports[n]
-	c.say(!twice, "port number %d for %s and %s", n, other, user)
+	if other, twice := c.ports[n]; twice || n == 0 || n > portMax { // its like is asked for each port: no lists of arguments
+		c.say(false, "port number %d of %s; another of that number: %q", n, user, other)
+	}
 	c.ports[n] = user
 }
 
 func (c *checker) name(name string) {
-	c.say(name != "" && len(name) <= nameMax, "name %q of a device", name)
-	c.say(!c.names[name], "name %s twice", name)
+	if name == "" || len(name) > nameMax || c.names[name] {
+		c.say(false, "name %q of a device, which is too long or there twice", name)
+	}
 	c.names[name] = true
 }
 

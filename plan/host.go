@@ -33,7 +33,8 @@ type Host struct {
 	Gateway  *Gateway // nil: no network here has to do with the host's own stack
 	Firewall Firewall
 
-	peers []peer // all that the ways of Networks depend on
+	peers []peer         // all that the ways of Networks depend on; the slice of the plan before if they are the same
+	ends  []state.NodeID // of them those that a tunnel is named after; nil where there are no tunnels
 }
 
 // Tunnel is an OVS tunnel port to one peer, key=flow.

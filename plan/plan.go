@@ -62,6 +62,9 @@ func For(last *Host, v *state.View, f Facts) *Host {
 		Networks:   map[state.NetworkID]*Network{},
 		peers:      peersOf(v, f),
 	}
+	if slices.Equal(h.peers, last.peers) {
+		h.peers, h.ends = last.peers, last.ends
+	}
 	if h.FastPath && h.Transport == state.OVSKernel {
 		h.Trunk = trunkName(h.TunnelPort)
 	}
@@ -131,6 +134,9 @@ func peersOf(v *state.View, f Facts) []peer {
 // ends returns the peers that a tunnel is named after, in order: one for each address, for OVS
 // refuses a second tunnel to the same one.
 func (p *planner) ends() []state.NodeID {
+	if p.host.ends != nil {
+		return p.host.ends
+	}
 	var ids []state.NodeID
 	addrs, names := map[netip.Addr]bool{}, map[string]bool{}
 	for _, peer := range p.host.peers {
@@ -139,7 +145,13 @@ func (p *planner) ends() []state.NodeID {
 			ids = append(ids, peer.id)
 		}
 	}
+	p.host.ends = ids
 	return ids
+}
+
+// samePeers reports whether the peers are those of the plan before, so that what follows from them alone is.
+func (p *planner) samePeers() bool {
+	return len(p.host.peers) > 0 && len(p.host.peers) == len(p.last.peers) && &p.host.peers[0] == &p.last.peers[0]
 }
 
 // likewise reports whether two hosts differ at most in networks, so that an unchanged network has an
@@ -152,14 +164,21 @@ func (h *Host) likewise(o *Host) bool {
 
 // tunnels plans one tunnel to each peer, where the transport has tunnels, and the ways to all.
 func (p *planner) tunnels() {
-	ports := map[netip.Addr]uint32{}
-	for _, peer := range p.host.peers {
-		if port := p.peers[peer.id]; port != 0 {
-			ports[peer.addr] = port
-			p.host.Tunnels = append(p.host.Tunnels, Tunnel{
-				Peer: peer.id, Name: tunnelName(peer.id), Remote: peer.addr, OFPort: port,
-			})
+	if p.samePeers() && len(p.peers) == len(p.last.Tunnels) &&
+		!slices.ContainsFunc(p.last.Tunnels, func(t Tunnel) bool { return p.peers[t.Peer] != t.OFPort }) {
+		p.host.Tunnels = p.last.Tunnels
+	} else {
+		for _, peer := range p.host.peers {
+			if port := p.peers[peer.id]; port != 0 {
+				p.host.Tunnels = append(p.host.Tunnels, Tunnel{
+					Peer: peer.id, Name: tunnelName(peer.id), Remote: peer.addr, OFPort: port,
+				})
+			}
 		}
+	}
+	ports := make(map[netip.Addr]uint32, len(p.host.Tunnels))
+	for _, t := range p.host.Tunnels {
+		ports[t.Remote] = t.OFPort
 	}
 	p.ways = make(map[state.NodeID]way, len(p.host.peers))
 	for _, peer := range p.host.peers {
@@ -252,12 +271,17 @@ func (p *planner) firewall() {
 	if n, ok := p.view.Node(p.facts.Self); ok {
 		fw.Gossip = n.GossipPort
 	}
-	for _, peer := range p.host.peers {
-		fw.Peers = append(fw.Peers, peer.addr)
-	}
-	slices.SortFunc(fw.Peers, netip.Addr.Compare)
-	fw.Peers = slices.Compact(fw.Peers)
 	p.host.Firewall = fw
+	if p.samePeers() {
+		p.host.Firewall.Peers = p.last.Firewall.Peers
+		return
+	}
+	var peers []netip.Addr
+	for _, peer := range p.host.peers {
+		peers = append(peers, peer.addr)
+	}
+	slices.SortFunc(peers, netip.Addr.Compare)
+	p.host.Firewall.Peers = slices.Compact(peers)
 }
 
 // canFast reports whether there is a fast path for a transport and its encapsulation.

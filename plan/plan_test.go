@@ -253,6 +253,24 @@ func TestNumbersFollowTheSwitch(t *testing.T) {
 	}
 }
 
+// TestTunnelsOfAnotherTransport: a plan shares the tunnels of the one before where the peers are the same, but not
+// with one that had none.
+func TestTunnelsOfAnotherTransport(t *testing.T) {
+	m := plantest.NewMesh(t, 3)
+	a := m.Attach(1, m.Create("web", "10.2.0.0/16"), "10.2.0.5")
+	without := next(nil, m.View(), plantest.Facts(state.KernelVXLAN, a.ID))
+	h := next(without, m.View(), plantest.Facts(state.OVSKernel, a.ID))
+	if len(h.Tunnels) != 2 {
+		t.Errorf("tunnels %v, want two", h.Tunnels)
+	}
+	if again := next(h, m.View(), plantest.Facts(state.OVSKernel, a.ID)); &again.Tunnels[0] != &h.Tunnels[0] {
+		t.Error("the same tunnels are planned anew")
+	}
+	if back := next(h, m.View(), plantest.Facts(state.KernelVXLAN, a.ID)); len(back.Tunnels) != 0 {
+		t.Errorf("tunnels %v, want none", back.Tunnels)
+	}
+}
+
 func TestDeviceNumberFollowsTheSwitch(t *testing.T) {
 	m := plantest.NewMesh(t, 2)
 	web := m.Create("web", "10.2.0.0/16")
