@@ -36,7 +36,7 @@ func Purge(ctx context.Context, c PurgeConfig) ([]plan.Step, error) {
 	address, _ := hostAddress(c.OVSDB, c.HostRunDir)
 	steps, err := purgeBridge(ctx, address, c.Bridge)
 	if file := cmp.Or(c.HostDB, HostDB); c.OVSDB == "" && !addressAnswers(address) && asleep(ctx, file, c.Bridge) {
-		err = fmt.Errorf("Open vSwitch of this host is stopped, and its database %s has bridge %s; start it and purge again", file, c.Bridge)
+		err = fmt.Errorf("the host's Open vSwitch is stopped, and its database %s has bridge %s; start it and purge again", file, c.Bridge)
 	}
 	more, err2 := purgePrivate(ctx, instance{dir: privateDir(c.RunDir)}, c.Bridge)
 	return append(steps, more...), errors.Join(err, err2)
