@@ -52,7 +52,7 @@ var house = map[string][]string{
 	// Measured beside its peers in a module of its own, so that the product's has none of them.
 	"bench/gossip": {"mesh", "state"},
 	// Measures what it costs to carry out a plan.
-	"bench/program": {"crdt", "netns", "ovs", "plan", "state"},
+	"bench/program": {"crdt", "fastpath", "netns", "ovs", "plan", "state"},
 }
 
 // pure packages compute: the same input gives the same output.
