@@ -21,13 +21,13 @@ import (
 type PurgeConfig struct {
 	RunDir     string // meshnet's; required
 	HostRunDir string // sockets of the host's instance; empty: [HostRunDir]
-	HostDB     string // database file of the host's instance; empty: [HostDB]
+	HostDB     string // database file of the host's instance; empty: /etc/openvswitch/conf.db
 	OVSDB      string // address of the host's instance; empty: db.sock in HostRunDir
 	Bridge     string // name of the bridge; required
 }
 
-// HostDB is where the host's own instance keeps its database, unless told otherwise: as ovs-ctl(8) has it.
-const HostDB = "/etc/openvswitch/conf.db"
+// hostDB is where the host's own instance keeps its database, unless told otherwise: as ovs-ctl(8) has it.
+const hostDB = "/etc/openvswitch/conf.db"
 
 // Purge removes all that a [Switch] ever made on this host: its bridge, if it bears our mark, and a
 // private instance whole. What is not there is no error; a host's instance that is stopped and would have the
@@ -35,7 +35,7 @@ const HostDB = "/etc/openvswitch/conf.db"
 func Purge(ctx context.Context, c PurgeConfig) ([]plan.Step, error) {
 	address, _ := hostAddress(c.OVSDB, c.HostRunDir)
 	steps, err := purgeBridge(ctx, address, c.Bridge)
-	if file := cmp.Or(c.HostDB, HostDB); c.OVSDB == "" && !addressAnswers(address) && asleep(ctx, file, c.Bridge) {
+	if file := cmp.Or(c.HostDB, hostDB); c.OVSDB == "" && !addressAnswers(address) && asleep(ctx, file, c.Bridge) {
 		err = fmt.Errorf("the host's Open vSwitch is stopped, and its database %s has bridge %s; start it and purge again", file, c.Bridge)
 	}
 	more, err2 := purgePrivate(ctx, instance{dir: privateDir(c.RunDir)}, c.Bridge)

@@ -76,7 +76,7 @@ func (c *checker) say(ok bool, format string, args ...any) {
 }
 
 func (c *checker) port(n uint32, user string) {
-	if other, twice := c.ports[n]; twice || n == 0 || n > portMax { // its like is asked for each port: no lists of arguments
+	if other, twice := c.ports[n]; twice || n == 0 || n > portMax { // say is not called for nothing: it would cost a list of arguments for each port
 		c.say(false, "port number %d of %s; another of that number: %q", n, user, other)
 	}
 	c.ports[n] = user
