@@ -43,7 +43,7 @@ func wanted(t testing.TB, h *plan.Host) contents {
 	if p, peers, ok := Outside(h); ok && have.index(p.Device) != 0 {
 		c.ports[have.index(p.Device)] = p.encode(0)
 		for _, peer := range peers {
-			c.peers[bigEndian(peer)] = have.index(p.Device)
+			c.peers[bigEndian(peer)] = bpf.FastPeer{Ifindex: have.index(p.Device)}
 		}
 	}
 	for _, p := range ports {

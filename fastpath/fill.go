@@ -212,8 +212,8 @@ func (r *round) put(want contents, d delta) (errs []error) {
 		}
 		errs = append(errs, set(r, p.program.ports, p.has.ports, index, want.ports[index], "fast port"))
 	}
-	for peer, device := range want.peers {
-		errs = append(errs, set(r, p.program.peers, p.has.peers, peer, device, "fast peer"))
+	for addr, peer := range want.peers {
+		errs = append(errs, set(r, p.program.peers, p.has.peers, addr, peer, "fast peer"))
 	}
 	for vni, exit := range want.exits {
 		errs = append(errs, set(r, p.program.exits, p.has.exits, vni, exit, "fast exit"))

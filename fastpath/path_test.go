@@ -349,7 +349,7 @@ func drifts(t *testing.T, sent bool) {
 		},
 		"port deleted":                func() { must(p.program.ports.Delete(index(a.Twin.Slow))) },
 		"twin down":                   func() { must(netlink.LinkSetDown(link(a.Twin.Port))) },
-		"peer added":                  func() { must(p.program.peers.Put(uint32(9), uint32(0))) },
+		"peer added":                  func() { must(p.program.peers.Put(uint32(9), bpf.FastPeer{})) },
 		"program of the card removed": remove(h.Device),
 		"another way for what comes by the tunnel": func() {
 			must(p.program.members.Put(Member{n.VNI, a.MAC}.encode(), bpf.FastWay{Ifindex: index(a.Link), How: uint32(bpf.FastHowLOCAL)}))

@@ -12,7 +12,6 @@ import (
 	"github.com/cilium/ebpf/asm"
 	"github.com/cilium/ebpf/features"
 	"github.com/cilium/ebpf/rlimit"
-	"golang.org/x/sys/unix"
 
 	"meshnet/fastpath/bpf"
 )
@@ -39,13 +38,13 @@ type contents struct {
 	members map[bpf.FastMember]bpf.FastWay
 	exits   map[uint32]bpf.FastExit
 	entries map[bpf.FastInward]bpf.FastEntry
-	peers   map[uint32]uint32 // device by address
+	peers   map[uint32]bpf.FastPeer // by address, without the program's own notes
 }
 
 func empty() contents {
 	return contents{
 		map[uint32]bpf.FastPort{}, map[bpf.FastMember]bpf.FastWay{}, map[uint32]bpf.FastExit{}, map[bpf.FastInward]bpf.FastEntry{},
-		map[uint32]uint32{},
+		map[uint32]bpf.FastPeer{},
 	}
 }
 
@@ -79,7 +78,7 @@ func loadSpec(spec *ebpf.CollectionSpec, peer bool, room uint32) (*program, erro
 		return nil, fmt.Errorf("set up the program: %w", err)
 	}
 	if !since(6, 3) {
-		if err := spec.Variables[bpf.FastVarROUTE].Set(uint32(unix.BPF_FIB_LOOKUP_OUTPUT)); err != nil {
+		if err := spec.Variables[bpf.FastVarROUTE].Set(uint32(0)); err != nil {
 			return nil, fmt.Errorf("set up the program: %w", err)
 		}
 	}
@@ -130,6 +129,9 @@ func (p *program) read() (contents, error) {
 		readMap(p.peers, c.peers))
 	if err != nil {
 		return contents{}, fmt.Errorf("read the maps of the fast path: %w", err)
+	}
+	for peer, p := range c.peers {
+		c.peers[peer] = bpf.FastPeer{Ifindex: p.Ifindex}
 	}
 	return c, nil
 }

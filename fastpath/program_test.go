@@ -133,7 +133,7 @@ func (m *machine) show(t testing.TB, h *plan.Host, devices []uint32) {
 	}
 	route(t, by, p.Addr)
 	for _, peer := range peers {
-		put(m.peers, bigEndian(peer), uint32(by.Attrs().Index))
+		put(m.peers, bigEndian(peer), bpf.FastPeer{Ifindex: uint32(by.Attrs().Index)})
 	}
 	for _, p := range Tunnels(h) {
 		put(m.ports, at(p.Device), p.encode(0))
@@ -190,8 +190,19 @@ func arrival(n *plan.Network) string {
 func route(t testing.TB, l netlink.Link, own netip.Addr) {
 	t.Helper()
 	to := &netlink.Addr{IPNet: &net.IPNet{IP: own.AsSlice(), Mask: net.CIDRMask(24, 32)}}
-	err := errors.Join(netlink.AddrReplace(l, to), netlink.LinkSetUp(l),
-		os.WriteFile("/proc/sys/net/ipv4/conf/"+l.Attrs().Name+"/forwarding", []byte("1"), 0)) // or the program is told no route
+	old, err := netlink.AddrList(nil, netlink.FAMILY_V4)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, a := range old {
+		if a.IP.Equal(to.IP) && a.LinkIndex != l.Attrs().Index {
+			if err := netlink.AddrDel(nil, &a); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	err = errors.Join(netlink.AddrReplace(l, to), netlink.LinkSetUp(l),
+		os.WriteFile("/proc/sys/net/ipv4/ip_forward", []byte("1"), 0)) // or the program is told no route
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -8,6 +8,8 @@ import (
 	"github.com/cilium/ebpf"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"meshnet/fastpath/bpf"
 )
 
 // outer is how tunnel packets are taken at the device that they come in by.
@@ -48,7 +50,7 @@ func (r *round) outside(want contents) {
 func setPeers(want contents, peers []netip.Addr, index uint32) {
 	for _, peer := range peers {
 		if peer.Is4() {
-			want.peers[bigEndian(peer)] = index
+			want.peers[bigEndian(peer)] = bpf.FastPeer{Ifindex: index}
 		}
 	}
 }

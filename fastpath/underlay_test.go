@@ -335,6 +335,29 @@ func wraps(t *testing.T, daemon func() *Path) {
 		want("datagrams", at, datagrams, many)
 	}
 	want("congested", at, noHeader, congested)
+	way, err := netlink.RouteListFiltered(netlink.FAMILY_V4, &netlink.Route{LinkIndex: card.Attrs().Index}, netlink.RT_FILTER_OIF)
+	if err != nil || len(way) != 1 {
+		t.Fatalf("%v, %v", way, err)
+	}
+	small, other := way[0], netlink.Route{Dst: &net.IPNet{IP: plantest.Addr(2).AsSlice(), Mask: net.CIDRMask(32, 32)}, LinkIndex: must(t, n.Device.Name).Attrs().Index}
+	small.MTU, small.MTULock = len(plain)-14+50-1, true // which the kernel looks at when it forwards only where it is locked
+	for _, c := range []struct {
+		what   string
+		change func() error
+		at     int
+	}{
+		{"a better route by another device", func() error { return netlink.RouteAdd(&other) }, here},
+		{"without it", func() error { return netlink.RouteDel(&other) }, at},
+		{"the route gone", func() error { return netlink.RouteDel(&way[0]) }, here},
+		{"too long for the route", func() error { return netlink.RouteAdd(&small) }, here},
+		{"not too long for it", func() error { small.MTU++; return netlink.RouteReplace(&small) }, at},
+	} {
+		if err := c.change(); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(20 * time.Millisecond) // a tick of the kernel, in which it is not asked again
+		want(c.what, c.at, noHeader, plain)
+	}
 	next := *h
 	next.Firewall.Peers = nil
 	apply(t, p, &next)

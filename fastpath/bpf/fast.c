@@ -41,6 +41,10 @@
 // again, ns. What goes there waits in a queue of the VXLAN device (gro_cells), and may not be overtaken.
 #define QUIET 100000000
 
+// At least as long, in ticks of the kernel (jiffies), of which there are 1,000 in a second at most: bpf_jiffies64
+// costs next to nothing.
+#define QUIET_TICKS 128
+
 // PEER: bpf_redirect_peer and bpf_redirect_neigh are there (Linux 5.10). Set before the program is loaded.
 volatile const __u8 PEER = 1;
 
@@ -50,7 +54,11 @@ volatile const __u8 PEER = 1;
 
 // ROUTE: how the host's routes are asked for. Before Linux 6.3 not without the next hop's MAC, so that what goes to
 // one whose MAC is not known goes by the VXLAN device. Set before the program is loaded.
-volatile const __u32 ROUTE = BPF_FIB_LOOKUP_OUTPUT | BPF_FIB_LOOKUP_SKIP_NEIGH;
+volatile const __u32 ROUTE = BPF_FIB_LOOKUP_SKIP_NEIGH;
+
+// LOOPBACK is what the host's own packets come in by when its routing rules are asked (ip-rule(8)), in each network
+// namespace.
+#define LOOPBACK 1
 
 // What a device is.
 enum kind {
@@ -140,6 +148,15 @@ struct wrapping {
 #define SOURCE_MIN 32768
 #define SOURCE_MAX 60999
 
+// peer is a host that may send tunnel packets.
+struct peer {
+	__u32 ifindex; // of the device that theirs come in by; 0: none, they go by the host's stack
+	__be32 hop;    // the program's own notes: what the host's routes said of it in this tick of the kernel (jiffies)
+	__u64 tick;
+	__u32 mtu;
+	__u32 pad;
+};
+
 // exit is how a network's containers reach the world.
 struct exit {
 	__be32 net, mask; // of its subnet: what is for there is not for the world
@@ -204,7 +221,7 @@ struct {
 	__uint(max_entries, PEERS_MAX);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
 	__type(key, __be32); // who may send tunnel packets
-	__type(value, __u32); // ifindex of the device that theirs come in by
+	__type(value, struct peer);
 } meshnet_peers SEC(".maps");
 
 struct {
@@ -213,6 +230,10 @@ struct {
 	__type(key, struct flow);
 	__type(value, __u64); // when something of it last went by the host's stack
 } meshnet_late SEC(".maps");
+
+// meshnet_late_tick is when something of any flow last went by the host's stack, so that meshnet_late need not be
+// looked into as long as nothing does.
+volatile __u64 meshnet_late_tick;
 
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_HASH);
@@ -345,9 +366,13 @@ static __always_inline __u16 sum(const struct iphdr *ip)
 // that this packet will.
 static __always_inline int queued(const struct flow *flow, int this)
 {
+	__u64 tick = bpf_jiffies64();
+	if (!this && tick - meshnet_late_tick > QUIET_TICKS)
+		return 0;
 	__u64 now = bpf_ktime_get_ns(), *late = bpf_map_lookup_elem(&meshnet_late, flow);
 	if (!this && (!late || now > *late + QUIET))
 		return 0;
+	meshnet_late_tick = tick;
 	if (late)
 		*late = now;
 	else
@@ -421,15 +446,35 @@ static __always_inline int unwrap(struct __sk_buff *skb, const struct port *unde
 	return bpf_redirect_peer(v.way.ifindex, 0);
 }
 
+// hop asks the host's routes, as for a packet of its own, for the next hop to a peer, once in each tick of the kernel;
+// 0: they lead there by another device than the peer's, or not at all. BPF_FIB_LOOKUP_OUTPUT would see no route by
+// another device, however much better. The length of nearly nothing is for the answer to have the route's MTU in it.
+static __always_inline __be32 hop(struct __sk_buff *skb, struct peer *to, const struct port *under, __be32 peer)
+{
+	__u64 now = bpf_jiffies64();
+	if (to->tick == now)
+		return to->hop;
+	struct bpf_fib_lookup route = {
+		.family = AF_INET, .l4_protocol = IPPROTO_UDP, .tot_len = 1,
+		.ifindex = LOOPBACK, .ipv4_src = under->ip, .ipv4_dst = peer,
+	};
+	if (bpf_fib_lookup(skb, &route, sizeof(route), ROUTE) || route.ifindex != to->ifindex)
+		return 0;
+	to->hop = route.ipv4_dst;
+	to->mtu = route.mtu_result;
+	to->tick = now;
+	return route.ipv4_dst;
+}
+
 // wrap sends a frame to a peer as a tunnel packet. What it cannot send, it leaves as it is: where the host
 // has no route to the peer by that device, or the packet would be too large there. See vxlan_xmit_one in the
 // kernel's drivers/net/vxlan.
 static __always_inline int wrap(struct __sk_buff *skb, __u32 vni, __be32 peer)
 {
-	__u32 *device = bpf_map_lookup_elem(&meshnet_peers, &peer);
-	if (!device || !*device)
+	struct peer *to = bpf_map_lookup_elem(&meshnet_peers, &peer);
+	if (!to || !to->ifindex)
 		return TC_ACT_UNSPEC;
-	__u32 card = *device, total = skb->len + WRAPPING - sizeof(struct ethhdr);
+	__u32 card = to->ifindex, total = skb->len + WRAPPING - sizeof(struct ethhdr);
 	struct port *under = bpf_map_lookup_elem(&meshnet_ports, &card);
 	if (!under || under->kind != UNDERLAY || total > 0xffff)
 		return TC_ACT_UNSPEC;
@@ -437,11 +482,8 @@ static __always_inline int wrap(struct __sk_buff *skb, __u32 vni, __be32 peer)
 	struct iphdr *inner = (void *)(eth + 1);
 	if ((void *)(inner + 1) > (void *)(long)skb->data_end)
 		return TC_ACT_UNSPEC;
-	struct bpf_fib_lookup route = {
-		.family = AF_INET, .l4_protocol = IPPROTO_UDP, .tot_len = skb->gso_size ? 0 : total,
-		.ifindex = card, .ipv4_src = under->ip, .ipv4_dst = peer,
-	};
-	if (bpf_fib_lookup(skb, &route, sizeof(route), ROUTE) || route.ifindex != card)
+	__be32 next = hop(skb, to, under, peer);
+	if (!next || (!skb->gso_size && total > to->mtu))
 		return TC_ACT_UNSPEC;
 	__u32 hash = bpf_get_hash_recalc(skb);
 	hash ^= hash << 16;
@@ -467,7 +509,7 @@ static __always_inline int wrap(struct __sk_buff *skb, __u32 vni, __be32 peer)
 		return TC_ACT_UNSPEC;
 	if (bpf_skb_store_bytes(skb, sizeof(struct ethhdr), &w, WRAPPING, 0))
 		return TC_ACT_SHOT;
-	struct bpf_redir_neigh hop = {.nh_family = AF_INET, .ipv4_nh = route.ipv4_dst};
+	struct bpf_redir_neigh hop = {.nh_family = AF_INET, .ipv4_nh = next};
 	tell(skb, FAST, card, OUT);
 	return bpf_redirect_neigh(card, &hop, sizeof(hop), 0);
 }

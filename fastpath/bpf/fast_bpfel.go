@@ -78,6 +78,15 @@ type FastMember struct {
 	Pad uint16
 }
 
+type FastPeer struct {
+	_       structs.HostLayout
+	Ifindex uint32
+	Hop     uint32
+	Tick    uint64
+	Mtu     uint32
+	Pad     uint32
+}
+
 type FastPort struct {
 	_     structs.HostLayout
 	Vni   uint32
@@ -112,18 +121,19 @@ type FastWay struct {
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	FastMapMeshnetCounts  = "meshnet_counts"
-	FastMapMeshnetEntries = "meshnet_entries"
-	FastMapMeshnetExits   = "meshnet_exits"
-	FastMapMeshnetLate    = "meshnet_late"
-	FastMapMeshnetMembers = "meshnet_members"
-	FastMapMeshnetPeers   = "meshnet_peers"
-	FastMapMeshnetPorts   = "meshnet_ports"
-	FastProgMeshnetFast   = "meshnet_fast"
-	FastVarPEER           = "PEER"
-	FastVarROUTE          = "ROUTE"
-	FastVarMeshnetHow     = "meshnet_how"
-	FastVarMeshnetReason  = "meshnet_reason"
+	FastMapMeshnetCounts   = "meshnet_counts"
+	FastMapMeshnetEntries  = "meshnet_entries"
+	FastMapMeshnetExits    = "meshnet_exits"
+	FastMapMeshnetLate     = "meshnet_late"
+	FastMapMeshnetMembers  = "meshnet_members"
+	FastMapMeshnetPeers    = "meshnet_peers"
+	FastMapMeshnetPorts    = "meshnet_ports"
+	FastProgMeshnetFast    = "meshnet_fast"
+	FastVarPEER            = "PEER"
+	FastVarROUTE           = "ROUTE"
+	FastVarMeshnetHow      = "meshnet_how"
+	FastVarMeshnetLateTick = "meshnet_late_tick"
+	FastVarMeshnetReason   = "meshnet_reason"
 )
 
 // LoadFast returns the embedded CollectionSpec for Fast.
@@ -188,10 +198,11 @@ type FastMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type FastVariableSpecs struct {
-	PEER          *ebpf.VariableSpec `ebpf:"PEER"`
-	ROUTE         *ebpf.VariableSpec `ebpf:"ROUTE"`
-	MeshnetHow    *ebpf.VariableSpec `ebpf:"meshnet_how"`
-	MeshnetReason *ebpf.VariableSpec `ebpf:"meshnet_reason"`
+	PEER            *ebpf.VariableSpec `ebpf:"PEER"`
+	ROUTE           *ebpf.VariableSpec `ebpf:"ROUTE"`
+	MeshnetHow      *ebpf.VariableSpec `ebpf:"meshnet_how"`
+	MeshnetLateTick *ebpf.VariableSpec `ebpf:"meshnet_late_tick"`
+	MeshnetReason   *ebpf.VariableSpec `ebpf:"meshnet_reason"`
 }
 
 // FastObjects contains all objects after they have been loaded into the kernel.
@@ -239,10 +250,11 @@ func (m *FastMaps) Close() error {
 //
 // It can be passed to LoadFastObjects or ebpf.CollectionSpec.LoadAndAssign.
 type FastVariables struct {
-	PEER          *ebpf.Variable `ebpf:"PEER"`
-	ROUTE         *ebpf.Variable `ebpf:"ROUTE"`
-	MeshnetHow    *ebpf.Variable `ebpf:"meshnet_how"`
-	MeshnetReason *ebpf.Variable `ebpf:"meshnet_reason"`
+	PEER            *ebpf.Variable `ebpf:"PEER"`
+	ROUTE           *ebpf.Variable `ebpf:"ROUTE"`
+	MeshnetHow      *ebpf.Variable `ebpf:"meshnet_how"`
+	MeshnetLateTick *ebpf.Variable `ebpf:"meshnet_late_tick"`
+	MeshnetReason   *ebpf.Variable `ebpf:"meshnet_reason"`
 }
 
 // FastPrograms contains all programs after they have been loaded into the kernel.
