@@ -80,7 +80,7 @@ const servers = 5
 // BenchmarkDataPlane measures raw links, the kernel's VXLAN and bridge as Swarm and flannel build it,
 // hand-built Open vSwitch of each transport (action NORMAL), and ours: all stand at once, and each
 // pass goes over all of them, so that each meets the same machine; what runs on the hosts of others
-// is stopped meanwhile, but for the round trips, which go over the cases a fifth of a second each. A machine
+// is stopped meanwhile; round trips go over a line of turn, a fifth of a second each. A machine
 // that is shared with others changes within seconds, so a pass is short, what is compared is neighbours in it,
 // every second one goes backwards, and there are many. What it prints are ratios within one run; absolute
 // figures are those of the machine.
@@ -103,7 +103,7 @@ func BenchmarkDataPlane(b *testing.B) {
 	fmt.Fprintf(&text, "# The data plane, measured\n\nWritten by `make bench-data`; not to be edited.\n\n"+
 		"%s, %d processors, Linux %s, load average %s before and %s after. %d interleaved passes; medians, and in brackets the middle half.\n"+
 		"TCP is the mean of %d streams of %d s, one after another; RTT the mean of the middle half of %d pings, on this machine to %d containers in turn where there are switches, and p95 what one of twenty takes longer than; UDP what arrives of datagrams of 64 bytes sent as fast as one sender can.\n"+
-		"Hosts of other cases stand, with their processes stopped, but for the round trips.\n"+
+		"Hosts of other cases stand, with their processes stopped; pings go in turns, a fifth of a second each, over three groups of cases: what the kernel does, raw, its bridge and the fast path; by hand on C and with --fastpath off; B.\n"+
 		"`ours ÷ …` is the median of the passes' own ratios.\n",
 		time.Now().UTC().Format(time.DateOnly), runtime.NumCPU(), release(b), began, load(), *passes, streams, *seconds, pings, servers)
 	tables(&text, "This machine", nativeCases(), all)
@@ -159,10 +159,17 @@ func guestCases() []*dataCase {
 	}
 }
 
-// turn is the order of a pass: what is compared stands side by side, and what shares a lab if that can be.
-var turn = []string{
-	"raw", "kernel-nat", "bridge-here", "kernel", "ours-C", "ours-here", "ours-out", "ours-in", "slow-in", "slow-out", "slow-here", "slow-C",
-	"hand-C", "hand-here", "hand-B", "ours-B", "ours-A", "hand-A", "slow-A",
+// turn is the order of a pass: what is compared stands side by side, and what shares a lab if that can be. The
+// round trips of a line are measured together.
+var turn = [][]string{
+	{"raw", "kernel-nat", "bridge-here", "kernel", "ours-A", "hand-A", "slow-A", "ours-C", "ours-here", "ours-out", "ours-in"},
+	{"slow-in", "slow-out", "slow-here", "slow-C", "hand-C", "hand-here"},
+	{"hand-B", "ours-B"},
+}
+
+// line is that of a case in turn.
+func (c *dataCase) line() int {
+	return slices.IndexFunc(turn, func(line []string) bool { return slices.Contains(line, c.name) })
 }
 
 // ratio is one line of what we hold ourselves to.
@@ -228,10 +235,11 @@ func measureAll(b *testing.B, cases []*dataCase) []figures {
 	for _, l := range labs {
 		l.signal(syscall.SIGSTOP)
 	}
-	slices.SortFunc(cases, func(a, c *dataCase) int { return slices.Index(turn, a.name) - slices.Index(turn, c.name) })
+	order := slices.Concat(turn...)
+	slices.SortFunc(cases, func(a, c *dataCase) int { return slices.Index(order, a.name) - slices.Index(order, c.name) })
 	var all []figures
 	for pass := range *passes {
-		for _, f := range measure(b, labs, cases) {
+		for _, f := range measure(b, cases) {
 			f.Pass = pass + 1
 			fmt.Printf("data %s %d %.0f %.2f %.1f %.1f\n", f.Case, f.Pass, f.TCP, f.RTT, f.Tail, f.UDP)
 			all = append(all, f)
@@ -242,12 +250,11 @@ func measureAll(b *testing.B, cases []*dataCase) []figures {
 }
 
 // measure goes over the cases once. All labs are stopped before and after.
-func measure(b *testing.B, labs map[string]*lab, cases []*dataCase) []figures {
+func measure(b *testing.B, cases []*dataCase) (got []figures) {
 	awake := awakeSeconds * time.Second // little is computed meanwhile: in the guest three times as long will do
 	if *inGuest {
 		awake *= 3
 	}
-	var got []figures
 	for i, c := range cases {
 		if i == 0 || cases[i-1].lab2 != c.lab2 {
 			c.lab2.signal(syscall.SIGCONT)
@@ -259,7 +266,24 @@ func measure(b *testing.B, labs map[string]*lab, cases []*dataCase) []figures {
 			c.lab2.signal(syscall.SIGSTOP)
 		}
 	}
-	for _, l := range labs {
+	for done := 0; done < len(cases); {
+		n := 1
+		for done+n < len(cases) && cases[done+n].line() == cases[done].line() {
+			n++
+		}
+		roundTrips(b, awake, cases[done:done+n], got[done:])
+		done += n
+	}
+	return got
+}
+
+// roundTrips notes those of cases, a fifth of a second of each in turn.
+func roundTrips(b *testing.B, awake time.Duration, cases []*dataCase, got []figures) {
+	labs := map[*lab]bool{}
+	for _, c := range cases {
+		labs[c.lab2] = true
+	}
+	for l := range labs {
 		l.signal(syscall.SIGCONT)
 	}
 	time.Sleep(awake)
@@ -278,10 +302,9 @@ func measure(b *testing.B, labs map[string]*lab, cases []*dataCase) []figures {
 		slices.Sort(took[i])
 		got[i].Tail = took[i][len(took[i])*19/20]
 	}
-	for _, l := range labs {
+	for l := range labs {
 		l.signal(syscall.SIGSTOP)
 	}
-	return got
 }
 
 // ping fails if a server does not answer.
