@@ -38,9 +38,6 @@ const (
 	// awakeSeconds is how long a lab that goes on is left alone: connections that were silent for too long
 	// are made anew.
 	awakeSeconds = 3
-	// streams is how many TCP streams a pass has for a case, one after another: in the guest one has twice
-	// what the next has.
-	streams = 5
 )
 
 // figures are what one pass over one case gave.
@@ -69,20 +66,19 @@ type dataCase struct {
 	pinged  []string // and of all that are pinged
 }
 
-// pings is how many a pass sends, to all servers together.
+// pings is how many a pass sends, in all turns together.
 const pings = 1000
 
-// servers is how many containers of host 2 are pinged. ovs-vswitchd's loop reads its ports in an order that
-// comes from their numbers: whose answer it finds in the same turn or in the next, which is worth a fifth
-// of a round trip, is luck.
-const servers = 5
+// turns is how often each case is measured in a pass, for one stream of TCP may have twice what the next has; and how
+// many containers of host 2 are pinged. ovs-vswitchd's loop reads its ports in an order that comes from their
+// numbers: whose answer it finds in the same turn or in the next, which is worth a fifth of a round trip, is luck.
+const turns = 5
 
 // BenchmarkDataPlane measures raw links, the kernel's VXLAN and bridge as Swarm and flannel build it,
 // hand-built Open vSwitch of each transport (action NORMAL), and ours: all stand at once, and each
-// pass goes over all of them, so that each meets the same machine; what runs on the hosts of others
-// is stopped meanwhile; round trips go over a line of turn, a fifth of a second each. A machine
-// that is shared with others changes within seconds, so a pass is short, what is compared is neighbours in it,
-// every second one goes backwards, and there are many. What it prints are ratios within one run; absolute
+// pass goes over all of them, so that each meets the same machine. A machine that is shared with others changes
+// within seconds, so what is compared takes turns of a second or less, every second turn goes backwards, and there
+// are many; what runs on the hosts of other lines is stopped meanwhile. What it prints are ratios within one run; absolute
 // figures are those of the machine.
 func BenchmarkDataPlane(b *testing.B) {
 	if b.N != 1 {
@@ -102,10 +98,10 @@ func BenchmarkDataPlane(b *testing.B) {
 	var text strings.Builder
 	fmt.Fprintf(&text, "# The data plane, measured\n\nWritten by `make bench-data`; not to be edited.\n\n"+
 		"%s, %d processors, Linux %s, load average %s before and %s after. %d interleaved passes; medians, and in brackets the middle half.\n"+
-		"TCP is the mean of %d streams of %d s, one after another; RTT the mean of the middle half of %d pings, on this machine to %d containers in turn where there are switches, and p95 what one of twenty takes longer than; UDP what arrives of datagrams of 64 bytes sent as fast as one sender can.\n"+
-		"Hosts of other cases stand, with their processes stopped; pings go in turns, a fifth of a second each, over three groups of cases: what the kernel does, raw, its bridge and the fast path; by hand on C and with --fastpath off; B.\n"+
+		"TCP is the mean of %d streams of %d s; UDP that of as many, what arrives of datagrams of 64 bytes sent as fast as one sender can; RTT the mean of the middle half of %d pings, on this machine to %d containers in turn where there are switches, and p95 what one of twenty takes longer than.\n"+
+		"All stand at once. Measured in turns of one stream or a fifth of the pings are, together, raw, the kernel's bridge and the fast path; C by hand and with --fastpath off; B: the processes of the others' hosts are stopped meanwhile.\n"+
 		"`ours ÷ …` is the median of the passes' own ratios.\n",
-		time.Now().UTC().Format(time.DateOnly), runtime.NumCPU(), release(b), began, load(), *passes, streams, *seconds, pings, servers)
+		time.Now().UTC().Format(time.DateOnly), runtime.NumCPU(), release(b), began, load(), *passes, turns, *seconds, pings, turns)
 	tables(&text, "This machine", nativeCases(), all)
 	ratios(&text, nativeRatios(), all)
 	if *withGuest {
@@ -159,11 +155,11 @@ func guestCases() []*dataCase {
 	}
 }
 
-// turn is the order of a pass: what is compared stands side by side, and what shares a lab if that can be. The
-// round trips of a line are measured together.
+// turn is the order of a pass. The cases of a line are measured together, a second of each in turn: those that are
+// compared, and that share a lab.
 var turn = [][]string{
-	{"raw", "kernel-nat", "bridge-here", "kernel", "ours-A", "hand-A", "slow-A", "ours-C", "ours-here", "ours-out", "ours-in"},
-	{"slow-in", "slow-out", "slow-here", "slow-C", "hand-C", "hand-here"},
+	{"raw", "kernel-nat", "bridge-here", "kernel", "ours-A", "ours-C", "ours-here", "ours-out", "ours-in"},
+	{"slow-in", "slow-out", "slow-here", "slow-A", "hand-A", "slow-C", "hand-C", "hand-here"},
 	{"hand-B", "ours-B"},
 }
 
@@ -226,7 +222,7 @@ func measureAll(b *testing.B, cases []*dataCase) []figures {
 		}
 		c.target = c.build(c.lab2)
 		c.pinged = []string{c.target}
-		for k := 4; c.more != nil && len(c.pinged) < servers; k++ {
+		for k := 4; c.more != nil && len(c.pinged) < turns; k++ {
 			c.pinged = append(c.pinged, c.more(c.lab2, k))
 		}
 		c.serve(b)
@@ -250,35 +246,25 @@ func measureAll(b *testing.B, cases []*dataCase) []figures {
 }
 
 // measure goes over the cases once. All labs are stopped before and after.
-func measure(b *testing.B, cases []*dataCase) (got []figures) {
-	awake := awakeSeconds * time.Second // little is computed meanwhile: in the guest three times as long will do
-	if *inGuest {
-		awake *= 3
-	}
-	for i, c := range cases {
-		if i == 0 || cases[i-1].lab2 != c.lab2 {
-			c.lab2.signal(syscall.SIGCONT)
-			time.Sleep(awake)
-			c.ping()
-		}
-		got = append(got, figures{Case: c.name, TCP: c.tcp(b), UDP: c.udp(b)})
-		if i+1 == len(cases) || cases[i+1].lab2 != c.lab2 {
-			c.lab2.signal(syscall.SIGSTOP)
-		}
-	}
+func measure(b *testing.B, cases []*dataCase) []figures {
+	got := make([]figures, len(cases))
 	for done := 0; done < len(cases); {
 		n := 1
 		for done+n < len(cases) && cases[done+n].line() == cases[done].line() {
 			n++
 		}
-		roundTrips(b, awake, cases[done:done+n], got[done:])
+		measureLine(b, cases[done:done+n], got[done:])
 		done += n
 	}
 	return got
 }
 
-// roundTrips notes those of cases, a fifth of a second of each in turn.
-func roundTrips(b *testing.B, awake time.Duration, cases []*dataCase, got []figures) {
+// measureLine measures cases together.
+func measureLine(b *testing.B, cases []*dataCase, got []figures) {
+	awake := awakeSeconds * time.Second // little is computed meanwhile: in the guest three times as long will do
+	if *inGuest {
+		awake *= 3
+	}
 	labs := map[*lab]bool{}
 	for _, c := range cases {
 		labs[c.lab2] = true
@@ -287,17 +273,28 @@ func roundTrips(b *testing.B, awake time.Duration, cases []*dataCase, got []figu
 		l.signal(syscall.SIGCONT)
 	}
 	time.Sleep(awake)
-	for _, c := range cases {
+	for i, c := range cases {
+		got[i].Case = c.name
 		c.ping()
 	}
 	took := make([][]float64, len(cases))
-	for k := range servers {
-		for i, c := range cases {
-			one := c.rtt(b, c.pinged[k%len(c.pinged)])
-			got[i].RTT += mean(middle(one)) / servers
-			took[i] = append(took[i], one...)
+	each := func(do func(k, i int, c *dataCase)) {
+		for k := range turns {
+			for i := range cases {
+				if k%2 == 1 {
+					i = len(cases) - 1 - i
+				}
+				do(k, i, cases[i])
+			}
 		}
 	}
+	each(func(_, i int, c *dataCase) { got[i].TCP += c.tcp(b) / turns })
+	each(func(_, i int, c *dataCase) { got[i].UDP += c.udp(b) / turns })
+	each(func(k, i int, c *dataCase) {
+		one := c.rtt(b, c.pinged[k%len(c.pinged)])
+		got[i].RTT += mean(middle(one)) / turns
+		took[i] = append(took[i], one...)
+	})
 	for i := range cases {
 		slices.Sort(took[i])
 		got[i].Tail = took[i][len(took[i])*19/20]
@@ -391,12 +388,8 @@ func (c *dataCase) tcp(b *testing.B) float64 {
 			} `json:"sum_received"`
 		}
 	}
-	var sum float64
-	for range streams {
-		c.iperf(b, &v, "-t", strconv.Itoa(*seconds))
-		sum += v.End.Received.Bits / 1e6
-	}
-	return sum / float64(streams)
+	c.iperf(b, &v, "-t", strconv.Itoa(*seconds))
+	return v.End.Received.Bits / 1e6
 }
 
 func (c *dataCase) udp(b *testing.B) float64 {
@@ -417,15 +410,15 @@ var rttRE = regexp.MustCompile(` time=([\d.]+) ms`)
 
 // rtt pings a server, and returns what each ping took, in microseconds.
 func (c *dataCase) rtt(b *testing.B, target string) (took []float64) {
-	for _, m := range rttRE.FindAllStringSubmatch(c.run(1, "c1", "ping", "-i", "0.001", "-c", strconv.Itoa(pings/servers), target), -1) {
+	for _, m := range rttRE.FindAllStringSubmatch(c.run(1, "c1", "ping", "-i", "0.001", "-c", strconv.Itoa(pings/turns), target), -1) {
 		ms, err := strconv.ParseFloat(m[1], 64)
 		if err != nil {
 			b.Fatal(err)
 		}
 		took = append(took, ms*1000)
 	}
-	if len(took) < pings/servers*9/10 {
-		b.Fatalf("%s: %d of %d pings to %s", c.name, len(took), pings/servers, target)
+	if len(took) < pings/turns*9/10 {
+		b.Fatalf("%s: %d of %d pings to %s", c.name, len(took), pings/turns, target)
 	}
 	return took
 }
