@@ -42,6 +42,7 @@ var mutations = []struct{ check, is, broken string }{
 	{"only CE", "ip->tos & 1", "(ip->tos & 3) == 3"},
 	{"what waits is not overtaken", "!late || now > *late + QUIET", "1"},
 	{"what went by long ago does not wait", "!late || now > *late + QUIET", "!late"},
+	{"what anything waits for is asked", "tick > meshnet_late_tick + QUIET_TICKS", "1"},
 	{"that anything waits is noted", "meshnet_late_tick = tick;", ";"},
 	{"what will wait is noted", "bpf_map_update_elem(&meshnet_late, flow, &now, BPF_ANY);", ";"},
 	{"length of the packet", "total != skb->len - sizeof(*eth) || ", ""},

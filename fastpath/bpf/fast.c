@@ -367,7 +367,7 @@ static __always_inline __u16 sum(const struct iphdr *ip)
 static __always_inline int queued(const struct flow *flow, int this)
 {
 	__u64 tick = bpf_jiffies64();
-	if (!this && tick - meshnet_late_tick > QUIET_TICKS)
+	if (!this && tick > meshnet_late_tick + QUIET_TICKS) // another processor may have noted a later one
 		return 0;
 	__u64 now = bpf_ktime_get_ns(), *late = bpf_map_lookup_elem(&meshnet_late, flow);
 	if (!this && (!late || now > *late + QUIET))
