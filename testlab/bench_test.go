@@ -99,7 +99,7 @@ func BenchmarkDataPlane(b *testing.B) {
 	fmt.Fprintf(&text, "# The data plane, measured\n\nWritten by `make bench-data`; not to be edited.\n\n"+
 		"%s, %d processors, Linux %s, load average %s before and %s after. %d interleaved passes; medians, and in brackets the middle half.\n"+
 		"TCP is the mean of %d streams of %d s; UDP that of as many, what arrives of datagrams of 64 bytes sent as fast as one sender can; RTT the mean of the middle half of %d pings, on this machine to %d containers in turn where there are switches, and p95 what one of twenty takes longer than.\n"+
-		"All stand at once. Measured in turns of one stream or a fifth of the pings are, together, raw, the kernel's bridge and the fast path; C by hand and with --fastpath off; B: the processes of the others' hosts are stopped meanwhile.\n"+
+		"All stand at once. Measured in turns of one stream or a fifth of the pings are, together, raw, the kernel's bridge and the fast path; C or A by hand and with --fastpath off; B: the processes of the others' hosts are stopped meanwhile.\n"+
 		"`ours ÷ …` is the median of the passes' own ratios.\n",
 		time.Now().UTC().Format(time.DateOnly), runtime.NumCPU(), release(b), began, load(), *passes, turns, *seconds, pings, turns)
 	tables(&text, "This machine", nativeCases(), all)
@@ -155,8 +155,8 @@ func guestCases() []*dataCase {
 	}
 }
 
-// turn is the order of a pass. The cases of a line are measured together, a second of each in turn: those that are
-// compared, and that share a lab.
+// turn is the order of a pass. The cases of a line are measured together, a second of each in turn: those whose ratios
+// lie near their bounds, and what shares a lab with them.
 var turn = [][]string{
 	{"raw", "kernel-nat", "bridge-here", "kernel", "ours-A", "ours-C", "ours-here", "ours-out", "ours-in"},
 	{"slow-in", "slow-out", "slow-here", "slow-A", "hand-A", "slow-C", "hand-C", "hand-here"},
