@@ -55,7 +55,7 @@ func host(t testing.TB, h *plan.Host) {
 		}
 	}
 	veth(h.Device, "x"+h.Device[1:], "", 9000)
-	if g := h.Gateway; g != nil {
+	if g := h.Gateway; g != nil && !g.Tap() {
 		veth(g.Port, g.Name, "meshnet:gateway", g.MTU)
 	}
 	for _, n := range h.Networks {

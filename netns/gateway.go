@@ -16,7 +16,7 @@ import (
 	"meshnet/plan"
 )
 
-// aliasGateway marks both ends of the gateway's veth.
+// aliasGateway marks the gateway: its tap, or both ends of its veth.
 const aliasGateway = "meshnet:gateway"
 
 const (
@@ -28,14 +28,14 @@ const (
 	marks = plan.MarkMask
 )
 
-// gateway makes the veth between the bridge and this host's own stack and all that leads to it:
+// gateway makes the veth or tap between the bridge and this host's own stack and all that leads to it:
 // neighbours, addresses, routes, rules and forwarding. g is nil where there is to be none.
 func (r *round) gateway(g *plan.Gateway) error {
 	var errs []error
 	var near netlink.Link
 	if g != nil {
 		var err error
-		if near, err = r.doorVeth(g); err != nil {
+		if near, err = r.door(g); err != nil {
 			return fmt.Errorf("make gateway %s: %w", g.Name, err)
 		}
 		errs = append(errs, r.neighbours(near, g), r.hostAddresses(near, g))
@@ -47,53 +47,24 @@ func (r *round) gateway(g *plan.Gateway) error {
 	return errors.Join(errs...)
 }
 
-// doorVeth makes the veth, both ends up, and returns the host's.
-func (r *round) doorVeth(g *plan.Gateway) (netlink.Link, error) {
-	near, has := r.have[g.Name]
-	port, hasPort := r.have[g.Port]
-	for _, link := range []netlink.Link{near, port} {
-		if link != nil && (!ours(link.Attrs()) || link.Type() != "veth") {
-			return nil, fmt.Errorf("a device %s exists that meshnet did not make; rename or remove it", link.Attrs().Name)
-		}
+// door makes the gateway's tap or both ends of its veth, up, and returns the host's.
+func (r *round) door(g *plan.Gateway) (netlink.Link, error) {
+	ends, err := r.doorEnds(g)
+	if err != nil {
+		return nil, err
 	}
-	if has != hasPort || has && near.Attrs().ParentIndex != port.Attrs().Index {
-		for _, link := range []netlink.Link{near, port} {
-			if link != nil {
-				if err := r.removeNow(link); err != nil {
-					return nil, err
-				}
-			}
-		}
-		has = false
-	}
-	if !has {
-		attrs := netlink.NewLinkAttrs()
-		attrs.Name, attrs.Group, attrs.MTU, attrs.HardwareAddr = g.Name, group, int(g.MTU), g.MAC[:]
-		veth := netlink.NewVeth(attrs)
-		veth.PeerName, veth.PeerMTU = g.Port, g.MTU
-		made, err := r.create(veth)
-		if err != nil {
-			return nil, err
-		}
-		near = made
-		if port, err = r.h.LinkByName(g.Port); err != nil {
-			return nil, fmt.Errorf("read %s back: %w", g.Port, err)
-		}
-		r.have[g.Port] = port
-		if err := r.change(func() error { return r.h.LinkSetGroup(port, group) }); err != nil {
-			return nil, fmt.Errorf("mark %s: %w", g.Port, err)
-		}
-		r.did("add", "veth %s %s", g.Name, g.Port)
-	}
+	near := ends[0]
 	if slices.Compare(near.Attrs().HardwareAddr, g.MAC[:]) != 0 {
 		if err := r.change(func() error { return r.h.LinkSetHardwareAddr(near, g.MAC[:]) }); err != nil {
 			return nil, fmt.Errorf("set MAC of %s: %w", g.Name, err)
 		}
 		r.did("set", "%s address %s", g.Name, g.MAC)
 	}
-	for _, link := range []netlink.Link{port, near} {
-		err := errors.Join(r.mtu(link, g.MTU), r.ipv6(link, "disable_ipv6", "1"), r.checksums(link, g.Offloads),
-			r.alias(link, aliasGateway))
+	for _, link := range slices.Backward(ends) {
+		err := errors.Join(r.mtu(link, g.MTU), r.ipv6(link, "disable_ipv6", "1"), r.alias(link, aliasGateway))
+		if !g.Tap() { // whose offloads are up to who opens it: TUNSETOFFLOAD
+			err = errors.Join(err, r.checksums(link, g.Offloads))
+		}
 		if err == nil {
 			err = r.up(link)
 		}
@@ -103,6 +74,82 @@ func (r *round) doorVeth(g *plan.Gateway) (netlink.Link, error) {
 	}
 	// The way back to a sender is in the table of its mark, also when its path is checked.
 	return near, r.ipv4(g.Name, "src_valid_mark", "1")
+}
+
+// doorEnds returns the tap, or both ends of the veth, the host's first. What is ours and otherwise is made anew.
+func (r *round) doorEnds(g *plan.Gateway) ([]netlink.Link, error) {
+	near, port := r.have[g.Name], r.have[g.Port]
+	for _, link := range []netlink.Link{near, port} {
+		if link != nil && !ours(link.Attrs()) && !(g.Tap() && isTap(link)) {
+			return nil, fmt.Errorf("a device %s exists that meshnet did not make; rename or remove it", link.Attrs().Name)
+		}
+	}
+	fits := near != nil && ours(near.Attrs())
+	if g.Tap() {
+		// One without our mark is ovs-vswitchd's: it makes what is not there when it gets the port.
+		fits = fits && isTap(near)
+	} else {
+		fits = fits && port != nil && near.Type() == "veth" && near.Attrs().ParentIndex == port.Attrs().Index
+	}
+	switch {
+	case fits && g.Tap():
+		return []netlink.Link{near}, nil
+	case fits:
+		return []netlink.Link{near, port}, nil
+	}
+	for _, link := range []netlink.Link{near, port} {
+		if link == nil {
+			continue
+		}
+		if err := r.removeNow(link); err != nil {
+			return nil, err
+		}
+	}
+	if g.Tap() {
+		return r.makeTap(g)
+	}
+	return r.makeVeth(g)
+}
+
+func isTap(link netlink.Link) bool {
+	tap, ok := link.(*netlink.Tuntap)
+	return ok && tap.Mode == netlink.TUNTAP_MODE_TAP
+}
+
+func (r *round) makeVeth(g *plan.Gateway) ([]netlink.Link, error) {
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name, attrs.Group, attrs.MTU, attrs.HardwareAddr = g.Name, group, int(g.MTU), g.MAC[:]
+	veth := netlink.NewVeth(attrs)
+	veth.PeerName, veth.PeerMTU = g.Port, g.MTU
+	near, err := r.create(veth)
+	if err != nil {
+		return nil, err
+	}
+	port, err := r.h.LinkByName(g.Port)
+	if err != nil {
+		return nil, fmt.Errorf("read %s back: %w", g.Port, err)
+	}
+	r.have[g.Port] = port
+	if err := r.change(func() error { return r.h.LinkSetGroup(port, group) }); err != nil {
+		return nil, fmt.Errorf("mark %s: %w", g.Port, err)
+	}
+	r.did("add", "veth %s %s", g.Name, g.Port)
+	return []netlink.Link{near, port}, nil
+}
+
+// makeTap makes a tap that outlives who has it open. ovs-vswitchd opens it when it is told of the port.
+func (r *round) makeTap(g *plan.Gateway) ([]netlink.Link, error) {
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name = g.Name
+	tap, err := r.create(&netlink.Tuntap{LinkAttrs: attrs, Mode: netlink.TUNTAP_MODE_TAP, Flags: netlink.TUNTAP_NO_PI | netlink.TUNTAP_TUN_EXCL})
+	if err != nil {
+		return nil, err
+	}
+	if err := r.change(func() error { return r.h.LinkSetGroup(tap, group) }); err != nil {
+		return nil, fmt.Errorf("mark %s: %w", g.Name, err)
+	}
+	r.did("add", "tap %s", g.Name)
+	return []netlink.Link{tap}, nil
 }
 
 // ipv4 writes a setting under net.ipv4.conf.

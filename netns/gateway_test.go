@@ -181,3 +181,84 @@ func TestGatewayDrift(t *testing.T) {
 		t.Errorf("a new daemon finds %v, %v", steps, err)
 	}
 }
+
+// The gateway may be a tap, of which ovs-vswitchd has the other end, and may become one and a veth again.
+func TestGatewayTap(t *testing.T) {
+	if !nstest.Inside(t) {
+		return
+	}
+	l, _ := gatewayLinks(t)
+	started(t, l)
+	before := surroundings(t)
+	h := gatewayHost(box(t, "one"))
+	veth := *h.Gateway
+	tap := veth
+	tap.Port = ""
+	kind := func(want string) {
+		t.Helper()
+		got := run(t, plan.Sandbox{}, "ip", "-d", "-o", "link", "show", "mesh-gw")
+		for _, want := range []string{want, "link/ether 0e:6d:65:73:68:00", "mtu 1450", "alias meshnet:gateway", ",UP"} {
+			if !strings.Contains(got, want) {
+				t.Errorf("no %q in\n%s", want, got)
+			}
+		}
+		if ports := run(t, plan.Sandbox{}, "ip", "-o", "link"); strings.Contains(ports, "mesh-gw-port") == (h.Gateway.Tap()) {
+			t.Errorf("devices:\n%s", ports)
+		}
+		if routes := run(t, plan.Sandbox{}, "ip", "-4", "route", "show", "table", "all"); strings.Count(routes, "dev mesh-gw") < 3 {
+			t.Errorf("routes:\n%s", routes)
+		}
+	}
+	h.Gateway = &tap
+	for _, test := range []struct {
+		what string
+		how  []string
+	}{
+		{"made", nil},
+		{"removed", []string{"ip link del mesh-gw"}},
+		{"made by ovs-vswitchd", []string{"ip link del mesh-gw", "ip tuntap add mesh-gw mode tap"}},
+		{"down", []string{"ip link set mesh-gw down"}},
+	} {
+		for _, how := range test.how {
+			run(t, plan.Sandbox{}, strings.Fields(how)...)
+			select {
+			case <-l.Drift():
+			case <-time.After(5 * time.Second):
+				t.Fatalf("%s: no drift", how)
+			}
+		}
+		if steps, _ := apply(t, l, h); len(steps) == 0 {
+			t.Errorf("%s: nothing was done", test.what)
+		}
+		quietFor(t, l)
+		settled(t, l, h)
+		kind("tun type tap")
+	}
+	for _, test := range []struct {
+		gateway *plan.Gateway
+		want    string
+	}{{&veth, "veth"}, {&tap, "tun type tap"}} {
+		h.Gateway = test.gateway
+		apply(t, l, h)
+		quietFor(t, l)
+		settled(t, l, h)
+		kind(test.want)
+	}
+	// What is somebody's stays.
+	h.Gateway = nil
+	apply(t, l, h)
+	quietFor(t, l)
+	run(t, plan.Sandbox{}, "ip", "link", "add", "mesh-gw", "type", "bridge")
+	h.Gateway = &tap
+	if _, _, err := l.Apply(t.Context(), h); err == nil || !strings.Contains(err.Error(), "a device mesh-gw exists that meshnet did not make") {
+		t.Errorf("a device of another: %v", err)
+	}
+	run(t, plan.Sandbox{}, "ip", "link", "del", "mesh-gw")
+	apply(t, l, h)
+	if _, err := l.Purge(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if after := surroundings(t); after != before {
+		t.Errorf("purged:\n%s\nbefore:\n%s", after, before)
+	}
+}

@@ -325,7 +325,10 @@ func names(h *plan.Host) map[string]bool {
 		}
 	}
 	if h.Gateway != nil {
-		out[h.Gateway.Name], out[h.Gateway.Port] = true, true
+		out[h.Gateway.Name] = true
+		if !h.Gateway.Tap() {
+			out[h.Gateway.Port] = true
+		}
 	}
 	return out
 }

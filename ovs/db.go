@@ -50,6 +50,7 @@ type (
 		ExternalIDs map[string]string `ovsdb:"external_ids"`
 		OFPort      *int              `ovsdb:"ofport"`
 		Request     *int              `ovsdb:"ofport_request"`
+		MTU         *int              `ovsdb:"mtu_request"`
 		Error       *string           `ovsdb:"error"`
 	}
 )
@@ -133,7 +134,7 @@ func (d *database) monitor(ctx context.Context) error {
 		client.WithTable(b, &b.Name, &b.DatapathType, &b.FailMode, &b.Protocols, &b.STP, &b.RSTP, &b.Snooping,
 			&b.OtherConfig, &b.ExternalIDs, &b.Ports),
 		client.WithTable(p, &p.Name, &p.Interfaces),
-		client.WithTable(i, &i.Name, &i.Type, &i.Options, &i.ExternalIDs, &i.OFPort, &i.Request, &i.Error),
+		client.WithTable(i, &i.Name, &i.Type, &i.Options, &i.ExternalIDs, &i.OFPort, &i.Request, &i.MTU, &i.Error),
 	))
 	return err
 }

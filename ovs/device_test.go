@@ -13,7 +13,7 @@ import (
 )
 
 // TestRealDevices pings between two containers through the userspace datapath, and again after one
-// got a new device under its old name.
+// got a new device under its old name. The gateway is a tap, which is made again, too.
 func TestRealDevices(t *testing.T) {
 	if !nstest.Inside(t) {
 		return
@@ -51,6 +51,8 @@ func TestRealDevices(t *testing.T) {
 		nstest.Add(t, p.Link)
 		container(t, p)
 	}
+	h.Gateway = &plan.Gateway{Name: "mesh-gw", OFPort: 60001, MTU: 1500}
+	tap(t)
 
 	ctx, stop := context.WithCancel(context.Background())
 	ended := make(chan error)
@@ -62,10 +64,19 @@ func TestRealDevices(t *testing.T) {
 		}
 	}()
 	found := eventually(t, sw, h)
-	if found.Ports[c1] != 11 || found.Ports[c2] != 12 || found.Devices[web] != 40 {
+	if found.Ports[c1] != 11 || found.Ports[c2] != 12 || found.Devices[web] != 40 || found.Gateway != 60001 {
 		t.Errorf("found %+v", found)
 	}
 	ping(t)
+	opened(t)
+	if steps, _, err := sw.Apply(ctx, h); err != nil || len(steps) > 0 {
+		t.Errorf("again %v, %v", steps, err)
+	}
+
+	command(t, "ip", "link", "del", "mesh-gw")
+	tap(t)
+	eventually(t, sw, h)
+	opened(t)
 
 	command(t, "ip", "link", "del", "mc-c2")
 	container(t, n.Ports[1])
@@ -84,6 +95,24 @@ func container(t *testing.T, p plan.Port) {
 	command(t, "ip", "link", "set", p.Link, "up")
 	command(t, "ip", "-n", p.Link, "addr", "add", p.Addr.String()+"/16", "dev", "eth0")
 	command(t, "ip", "-n", p.Link, "link", "set", "eth0", "up")
+}
+
+// tap makes the gateway's.
+func tap(t *testing.T) {
+	t.Helper()
+	command(t, "ip", "tuntap", "add", "mesh-gw", "mode", "tap")
+	command(t, "ip", "link", "set", "mesh-gw", "mtu", "1500", "up")
+}
+
+// opened checks that ovs-vswitchd has the tap, whose MTU is more than that of other ports, as it was made.
+func opened(t *testing.T) {
+	t.Helper()
+	out := command(t, "ip", "-o", "link", "show", "mesh-gw")
+	for _, want := range []string{"LOWER_UP", "mtu 1500 "} {
+		if !strings.Contains(out, want) {
+			t.Errorf("no %q in\n%s", want, out)
+		}
+	}
 }
 
 // ping checks that the two containers reach each other.

@@ -46,18 +46,23 @@ func samePorts(a, b *plan.Host) bool {
 type row struct {
 	name, id string
 	number   uint32
+	mtu      uint32 // of a tap
 }
 
 func door(h *plan.Host) row {
 	if h.Gateway == nil {
 		return row{}
 	}
-	return row{h.Gateway.Switch(), h.Gateway.Name, h.Gateway.OFPort}
+	r := row{name: h.Gateway.Switch(), id: h.Gateway.Name, number: h.Gateway.OFPort}
+	if h.Gateway.Tap() {
+		r.mtu = h.Gateway.MTU
+	}
+	return r
 }
 
 func device(n *plan.Network) row {
 	if n.Device == nil {
 		return row{}
 	}
-	return row{n.Device.Switch(), n.ID.String(), n.Device.OFPort}
+	return row{name: n.Device.Switch(), id: n.ID.String(), number: n.Device.OFPort}
 }

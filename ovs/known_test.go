@@ -27,4 +27,12 @@ func TestSamePorts(t *testing.T) {
 			t.Errorf("the twin of the %s is no other port", what)
 		}
 	}
+	tap := func(mtu uint32) *plan.Host {
+		h := host(none, none)
+		h.Gateway.Port, h.Gateway.MTU = "", mtu
+		return h
+	}
+	if samePorts(was, tap(1450)) || samePorts(tap(1450), tap(1400)) || !samePorts(tap(1450), tap(1450)) {
+		t.Error("a tap as gateway is no other port than a veth, or than one of another MTU")
+	}
 }

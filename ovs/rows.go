@@ -19,7 +19,7 @@ const (
 	markEndpoint = "meshnet-endpoint" // on an interface: the endpoint's id
 	markPeer     = "meshnet-peer"     // the node's id
 	markNetwork  = "meshnet-network"  // the network's id
-	markGateway  = "meshnet-gateway"  // the name of the other end of its veth
+	markGateway  = "meshnet-gateway"  // the name of the tap, or of the other end of its veth
 
 	// markIfindex is the index that the interface's device had when we made the row. A device made
 	// again under its name has another; Open vSwitch goes on using the one that is gone, while its
@@ -40,12 +40,13 @@ var protocols = [...]string{"OpenFlow13", "OpenFlow14", "OpenFlow15"}
 // port is a port of our bridge as the plan wants it.
 type port struct {
 	name    string
-	kind    string            // type of the interface: vxlan, geneve; empty for a device of the host
+	kind    string            // type of the interface: vxlan, geneve, tap; empty for another device of the host
 	options map[string]string // of a tunnel
 	number  uint32            // OpenFlow port
 	mark    string            // key of external_ids
 	id      string            // its value
 	ifindex int               // of the host's device; 0: a tunnel
+	mtu     int               // asked for; 0: it stays as it is
 }
 
 // externalIDs returns all our keys of the interface.
@@ -75,7 +76,12 @@ func wanted(h *plan.Host, devices map[string]int) (ports []port, missing []strin
 		ports = append(ports, port{name: name, number: number, mark: mark, id: id, ifindex: index})
 	}
 	if g := h.Gateway; g != nil {
-		device(g.Switch(), g.OFPort, markGateway, g.Name)
+		name := g.Switch()
+		device(name, g.OFPort, markGateway, g.Name)
+		if i := len(ports) - 1; g.Tap() && i >= 0 && ports[i].name == name {
+			// Else ovs-vswitchd gives a tap the least MTU of the other ports.
+			ports[i].kind, ports[i].mtu = "tap", int(g.MTU)
+		}
 	}
 	links := map[string]bool{}
 	for _, l := range h.Links {
@@ -234,7 +240,8 @@ func portIs(i *interfaceRow, w port) bool {
 			return false
 		}
 	}
-	return i.Request != nil && *i.Request == int(w.number) && maps.Equal(i.Options, w.options)
+	return i.Request != nil && *i.Request == int(w.number) && maps.Equal(i.Options, w.options) &&
+		(w.mtu == 0 || i.MTU != nil && *i.MTU == w.mtu)
 }
 
 func bridgeIs(b *bridgeRow, datapath string) bool {
@@ -292,8 +299,8 @@ type transaction struct {
 
 // insertPort inserts a port and its interface, without a bridge yet.
 func (tx *transaction) insertPort(suffix string, w port) {
-	row := ovsdb.Row{"name": w.name, "type": w.kind, "external_ids": ovsMap(w.externalIDs()),
-		"ofport_request": int(w.number), "options": ovsMap(w.options)}
+	row := w.columns()
+	row["name"], row["type"], row["external_ids"] = w.name, w.kind, ovsMap(w.externalIDs())
 	tx.ops = append(tx.ops,
 		ovsdb.Operation{Op: ovsdb.OperationInsert, Table: tableInterface, UUIDName: "i" + suffix, Row: row},
 		ovsdb.Operation{Op: ovsdb.OperationInsert, Table: tablePort, UUIDName: "p" + suffix,
@@ -301,10 +308,18 @@ func (tx *transaction) insertPort(suffix string, w port) {
 	tx.ports = append(tx.ports, ovsdb.UUID{GoUUID: "p" + suffix})
 }
 
+// columns are those of an interface that may be changed while it is there.
+func (p port) columns() ovsdb.Row {
+	row := ovsdb.Row{"ofport_request": int(p.number), "options": ovsMap(p.options)}
+	if p.mtu != 0 {
+		row["mtu_request"] = p.mtu
+	}
+	return row
+}
+
 // setPort changes an interface; external_ids of others stay.
 func (tx *transaction) setPort(i *interfaceRow, w port) {
-	tx.ops = append(tx.ops, ovsdb.Operation{Op: ovsdb.OperationUpdate, Table: tableInterface, Where: where(i.UUID),
-		Row: ovsdb.Row{"ofport_request": int(w.number), "options": ovsMap(w.options)}})
+	tx.ops = append(tx.ops, ovsdb.Operation{Op: ovsdb.OperationUpdate, Table: tableInterface, Where: where(i.UUID), Row: w.columns()})
 	tx.setMap(tableInterface, i.UUID, "external_ids", w.externalIDs(), portMarks[:]...)
 }
 

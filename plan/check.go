@@ -45,9 +45,11 @@ func (h *Host) CheckSince(last *Host) {
 		c.network(n)
 	}
 	if g := h.Gateway; g != nil {
-		c.port(g.OFPort, g.Port)
-		c.name(g.Port)
+		c.port(g.OFPort, g.Switch())
 		c.name(g.Name)
+		if !g.Tap() {
+			c.name(g.Port)
+		}
 		c.twin(g.Twin)
 	}
 	for _, l := range h.Links {

@@ -9,7 +9,7 @@ import (
 	"meshnet/state"
 )
 
-// The veth between the bridge and this host's own stack.
+// The device between the bridge and this host's own stack; the port is a veth's other end.
 const (
 	gatewayName = "mesh-gw"
 	gatewayPort = "mesh-gw-port"
@@ -25,7 +25,7 @@ func Mark(vni uint32) uint32 { return markBase | vni&vniMax }
 // MarkMask covers what all marks have in common: [Mark] of 0.
 const MarkMask uint32 = 0xff << 24
 
-// MAC addresses on the gateway's veth: locally administered, "me", and a network's VNI or, for the
+// MAC addresses on the gateway's device: locally administered, "me", and a network's VNI or, for the
 // host's end, what no VNI is.
 func doorMAC(vni uint32) state.MAC {
 	b := binary.BigEndian.AppendUint32(nil, vni)
@@ -60,8 +60,10 @@ func (p *planner) route(n *Network, m member) {
 
 // openGateway plans the gateway, where a network has to do with this host's own stack.
 func (p *planner) openGateway() {
-	g := &Gateway{
-		Name: gatewayName, Port: gatewayPort, Twin: p.twin(gatewayPort), OFPort: p.gateway, MAC: nearMAC(), MTU: p.host.MTU, Offloads: p.offloads(),
+	g := &Gateway{Name: gatewayName, OFPort: p.gateway, MAC: nearMAC(), MTU: p.host.MTU, Offloads: p.offloads()}
+	// The userspace datapath has 32 buffers made and freed in each turn of its loop for a veth, and reads a tap for nothing.
+	if p.host.FastPath || p.host.Datapath == system {
+		g.Port, g.Twin = gatewayPort, p.twin(gatewayPort)
 	}
 	for _, m := range p.members {
 		n := p.host.Networks[m.net.ID]

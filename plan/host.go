@@ -84,20 +84,20 @@ type Own struct {
 	MAC      state.MAC
 }
 
-// Door is how packets of a network go to and come from this host's own stack: through one veth for
+// Door is how packets of a network go to and come from this host's own stack: through one device for
 // all networks, told apart by a MAC.
 type Door struct {
 	OFPort uint32
-	Name   string    // of the host's end of the veth
+	Name   string    // of the device, or of the host's end of the veth
 	Near   state.MAC // its MAC
-	Far    state.MAC // stands for the network on that veth
+	Far    state.MAC // stands for the network on that device
 }
 
-// Gateway is the veth between the bridge and this host's own stack, and what the host has to know to
+// Gateway is the veth or tap between the bridge and this host's own stack, and what the host has to know to
 // route by it. Of the host's end everything but the two MACs is the kernel's business.
 type Gateway struct {
 	Name     string // of the host's end
-	Port     string // of the other end: it, or its twin, is an OVS port
+	Port     string // of the veth's other end: it, or its twin, is an OVS port; empty: Name is a tap, and an OVS port itself
 	Twin     Twin   // of Port
 	OFPort   uint32
 	MAC      state.MAC // of the host's end
@@ -117,7 +117,7 @@ type Way struct {
 	// Mark is on packets and connections of the network, and the number of its routing table: two
 	// networks may have one subnet.
 	Mark uint32
-	MAC  state.MAC  // stands for the network on the gateway's veth
+	MAC  state.MAC  // stands for the network on the gateway's device
 	Via  netip.Addr // its next hop: of 240.0.0.0/4, so nobody's; never on a wire
 	MTU  uint32
 	Out  bool       // its containers reach the world
@@ -186,7 +186,10 @@ func (p Port) Switch() string { return cmp.Or(p.Twin.Port, p.Link) }
 func (d *Vxlan) Switch() string { return cmp.Or(d.Twin.Port, d.Name) }
 
 // Switch returns the name of the device that is the OVS port.
-func (g *Gateway) Switch() string { return cmp.Or(g.Twin.Port, g.Port) }
+func (g *Gateway) Switch() string { return cmp.Or(g.Twin.Port, g.Port, g.Name) }
+
+// Tap reports whether it is a tap, of which ovs-vswitchd has the other end (tap in ovs-vswitchd.conf.db(5), "Interface").
+func (g *Gateway) Tap() bool { return g.Port == "" }
 
 // Link is a veth between an OVS port and a container.
 type Link struct {

@@ -97,7 +97,7 @@ func (g *Gateway) write(b *strings.Builder) {
 		return
 	}
 	fmt.Fprintf(b, "gateway %s port %s ofport %d mac %s mtu %d offloads %s\n",
-		g.Name, g.Port, g.OFPort, g.MAC, g.MTU, onOff(g.Offloads))
+		g.Name, cmp.Or(g.Port, "tap"), g.OFPort, g.MAC, g.MTU, onOff(g.Offloads))
 	for _, w := range g.Ways {
 		fmt.Fprintf(b, "way %s mark 0x%x subnet %s via %s mac %s mtu %d out %s host %s\n",
 			w.Network, w.Mark, w.Subnet, w.Via, w.MAC, w.MTU, onOff(w.Out), orNone(w.Host))
