@@ -86,7 +86,8 @@ func (r *round) doorEnds(g *plan.Gateway) ([]netlink.Link, error) {
 	}
 	fits := near != nil && ours(near.Attrs())
 	if g.Tap() {
-		// One without our mark is ovs-vswitchd's: it makes what is not there when it gets the port.
+		// One without our mark is ovs-vswitchd's: it makes what is not there when it gets the port, or starts with it in its
+		// database, as after a reboot.
 		fits = fits && isTap(near)
 	} else {
 		fits = fits && port != nil && near.Type() == "veth" && near.Attrs().ParentIndex == port.Attrs().Index

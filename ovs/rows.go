@@ -67,21 +67,22 @@ func wanted(h *plan.Host, devices map[string]int) (ports []port, missing []strin
 			options: tunnelOptions(h.Underlay, t.Remote, h.TunnelPort),
 		})
 	}
-	device := func(name string, number uint32, mark, id string) {
-		index, ok := devices[name]
+	device := func(p port) {
+		index, ok := devices[p.name]
 		if !ok {
-			missing = append(missing, name)
+			missing = append(missing, p.name)
 			return
 		}
-		ports = append(ports, port{name: name, number: number, mark: mark, id: id, ifindex: index})
+		p.ifindex = index
+		ports = append(ports, p)
 	}
 	if g := h.Gateway; g != nil {
-		name := g.Switch()
-		device(name, g.OFPort, markGateway, g.Name)
-		if i := len(ports) - 1; g.Tap() && i >= 0 && ports[i].name == name {
-			// Else ovs-vswitchd gives a tap the least MTU of the other ports.
-			ports[i].kind, ports[i].mtu = "tap", int(g.MTU)
+		p := port{name: g.Switch(), number: g.OFPort, mark: markGateway, id: g.Name}
+		if g.Tap() {
+			// Unasked, ovs-vswitchd gives a tap the least MTU of the other ports.
+			p.kind, p.mtu = "tap", int(g.MTU)
 		}
+		device(p)
 	}
 	links := map[string]bool{}
 	for _, l := range h.Links {
@@ -89,11 +90,11 @@ func wanted(h *plan.Host, devices map[string]int) (ports []port, missing []strin
 	}
 	for _, n := range h.Networks {
 		if n.Device != nil {
-			device(n.Device.Switch(), n.Device.OFPort, markNetwork, n.ID.String())
+			device(port{name: n.Device.Switch(), number: n.Device.OFPort, mark: markNetwork, id: n.ID.String()})
 		}
 		for _, p := range n.Ports {
 			if links[p.Link] { // else its container is not there now
-				device(p.Switch(), p.OFPort, markEndpoint, p.Endpoint.String())
+				device(port{name: p.Switch(), number: p.OFPort, mark: markEndpoint, id: p.Endpoint.String()})
 			}
 		}
 	}
