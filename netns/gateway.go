@@ -84,21 +84,19 @@ func (r *round) doorEnds(g *plan.Gateway) ([]netlink.Link, error) {
 			return nil, fmt.Errorf("a device %s exists that meshnet did not make; rename or remove it", link.Attrs().Name)
 		}
 	}
-	fits := near != nil && ours(near.Attrs())
+	ends, fits := []netlink.Link{near}, near != nil
 	if g.Tap() {
 		// One without our mark is ovs-vswitchd's: it makes what is not there when it gets the port, or starts with it in its
 		// database, as after a reboot.
-		fits = fits && isTap(near)
+		fits = fits && ours(near.Attrs()) && isTap(near)
 	} else {
+		ends = append(ends, port)
 		fits = fits && port != nil && near.Type() == "veth" && near.Attrs().ParentIndex == port.Attrs().Index
 	}
-	switch {
-	case fits && g.Tap():
-		return []netlink.Link{near}, nil
-	case fits:
-		return []netlink.Link{near, port}, nil
+	if fits {
+		return ends, nil
 	}
-	for _, link := range []netlink.Link{near, port} {
+	for _, link := range ends {
 		if link == nil {
 			continue
 		}

@@ -61,7 +61,7 @@ func (p *planner) route(n *Network, m member) {
 // openGateway plans the gateway, where a network has to do with this host's own stack.
 func (p *planner) openGateway() {
 	g := &Gateway{Name: gatewayName, OFPort: p.gateway, MAC: nearMAC(), MTU: p.host.MTU, Offloads: p.offloads()}
-	// The userspace datapath has 32 buffers made and freed in each turn of its loop for a veth, and reads a tap for nothing.
+	// The userspace datapath has 32 buffers made and freed in each turn of its loop for an idle veth, and one for a tap.
 	if p.host.FastPath || p.host.Datapath == system {
 		g.Port, g.Twin = gatewayPort, p.twin(gatewayPort)
 	}

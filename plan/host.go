@@ -102,7 +102,7 @@ type Gateway struct {
 	OFPort   uint32
 	MAC      state.MAC // of the host's end
 	MTU      uint32
-	Offloads bool
+	Offloads bool  // of a veth; those of a tap are ovs-vswitchd's to set
 	Ways     []Way // in the order of marks
 	Ports    []Published
 	// Closed is the subnets of all networks of the mesh, sorted: from one of them nothing goes to

@@ -66,8 +66,8 @@ type dataCase struct {
 	pinged  []string // and of all that are pinged
 }
 
-// pings is how many are sent in a turn, and pingTurns how many turns of them a pass has here: round trips of 10 µs differ
-// by a third from turn to turn, those of the guest, which has as many as of streams, take longer than they differ.
+// pings is how many are sent in a turn, and pingTurns how many turns of them a pass has: round trips of 10 µs differ by a
+// third from turn to turn. In the guest, where starting ping takes long, there are as many as of streams.
 const (
 	pings     = 200
 	pingTurns = 4 * turns
