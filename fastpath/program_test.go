@@ -222,6 +222,15 @@ func (m *machine) wipe(t testing.TB) {
 	if err := errors.Join(slices.Concat(a, b, c, d, e)...); err != nil {
 		t.Fatal(err)
 	}
+	var f bpf.FastFlow
+	for err = m.late.NextKey(nil, &f); err == nil; err = m.late.NextKey(nil, &f) {
+		if err := m.late.Delete(f); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if !errors.Is(err, ebpf.ErrKeyNotExist) {
+		t.Fatal(err)
+	}
 }
 
 // short reports whether a frame has not room for the header that its type promises. The kernel runs no
@@ -496,7 +505,7 @@ type comparison struct {
 	reasons  map[string]int
 	asked    int
 	old      bool   // without bpf_redirect_peer, so no tunnel packets are taken
-	flow     uint16 // of tunnel packets; what was one long ago is none any more
+	flow     uint16 // of tunnel packets; of another world it is another flow
 }
 
 const worlds = 20
@@ -539,6 +548,7 @@ func (c *comparison) compare(t *testing.T, frames int) error {
 				return fmt.Errorf("seed %d, world %d, frame %d: the model sends %x from %s to %v, Open vSwitch to %v\n%s", c.seed, w, i, b, device, ports, got, trace)
 			}
 		}
+		c.flow = 1 // of [machine.prime]
 		for i := range frames / worlds {
 			c.flow++
 			if err := c.unwraps(t, wrapped(r, h, c.mac, c.flow), tables); err != nil {
